@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Builds the extension modules; everything static is in pyproject.toml.
+
+The kernels are one source, compiled once for each CPU level and element type
+under a name of its own, so that one process can hold them all.
+
+FASTBN_OPENMP=0 in the environment asks for a serial build.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+KERNELS = ROOT / "src" / "fastbn" / "kernels"
+SHIMS = ROOT / "build" / "shims"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+LEVELS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (4, 3, 2)} if IS_X86_64 else {"baseline": []}
+DTYPES = ("float32", "float64")
+
+# CONTRIBUTING.md has the reason for each. The "no" flags undo what CFLAGS may bring.
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-fast-math", "-g0"]
+OPENMP = {"darwin": ["-Xpreprocessor", "-fopenmp"]}.get(sys.platform, ["-fopenmp"])
+OPENMP_LIBRARY = {"darwin": ["-lomp"]}.get(sys.platform, ["-fopenmp"])
+WANT_OPENMP = os.environ.get("FASTBN_OPENMP", "1") != "0"
+
+DIRECTIVES = (
+    "language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False"
+)
+MACROS = [
+    ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+    ("FASTBN_VERSION", f'"{VERSION}"'),
+    ("FASTBN_LEVELS", f'"{",".join(LEVELS)}"'),
+    ("FASTBN_FLAGS", f'"{" ".join(FLAGS + OPENMP * WANT_OPENMP)}"'),
+]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module(name: str, *, openmp: bool = False) -> Extension:
+    """Return an ordinary module, built for the lowest level."""
+    return Extension(
+        f"fastbn.{name}",
+        [f"src/fastbn/{name.replace('.', '/')}.pyx"],
+        include_dirs=[np.get_include(), relative(KERNELS.parent)],
+        define_macros=MACROS,
+        extra_compile_args=FLAGS + (OPENMP if openmp and WANT_OPENMP else []),
+        extra_link_args=OPENMP_LIBRARY if openmp and WANT_OPENMP else [],
+    )
+
+
+def leaves(level: str, dtype: str) -> Extension:
+    """Return the kernels of one level and element type: a shim that includes the source."""
+    name = f"_{level}_{dtype}"
+    shim = SHIMS / f"{name}.pyx"
+    text = f'# cython: {DIRECTIVES}\n"""Kernels: {level}, {dtype}."""\ninclude "leaves.pxi"\n'
+    if not shim.exists() or shim.read_text() != text:
+        shim.parent.mkdir(parents=True, exist_ok=True)
+        shim.write_text(text)
+    return Extension(
+        f"fastbn.kernels.{name}",
+        [relative(shim)],
+        depends=sorted(map(relative, [*KERNELS.glob("*.pxi"), *KERNELS.glob("*.h")])),
+        include_dirs=[relative(KERNELS)],
+        define_macros=[
+            (f"FASTBN_{dtype.upper()}", "1"),
+            ("CYTHON_INLINE", "__attribute__((always_inline)) inline"),
+        ],
+        extra_compile_args=FLAGS + LEVELS[level],
+    )
+
+
+class Build(build_ext):
+    """Builds in parallel, and says what to install where OpenMP is missing."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = os.cpu_count()
+
+    def build_extensions(self) -> None:
+        if WANT_OPENMP:
+            self.require_openmp()
+        super().build_extensions()
+
+    def require_openmp(self) -> None:
+        program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "openmp.c")
+            source.write_text(program)
+            command = [*self.compiler.compiler_so, *OPENMP, str(source), *OPENMP_LIBRARY]
+            try:
+                done = subprocess.run(
+                    [*command, "-o", str(Path(folder, "openmp"))], capture_output=True, text=True
+                )
+                complaint = done.stderr if done.returncode else ""
+            except OSError as error:
+                complaint = str(error)
+        if complaint:
+            sys.exit(
+                "fastbn needs a C compiler with OpenMP.\n"
+                "  Debian, Ubuntu: apt install gcc libc6-dev (Clang: also libomp-dev)\n"
+                "  Fedora:         dnf install gcc (Clang: also libomp-devel)\n"
+                "  macOS:          brew install libomp\n"
+                "For a build without threads set FASTBN_OPENMP=0 in the environment.\n"
+                f"The compiler said:\n{complaint}"
+            )
+
+
+setup(
+    ext_modules=cythonize(
+        [
+            module("_build"),
+            module("_threads", openmp=True),
+            module("_view"),
+            module("kernels.drivers", openmp=True),
+            *(leaves(level, dtype) for level in LEVELS for dtype in DTYPES),
+        ],
+        include_path=["src", relative(KERNELS)],
+        build_dir="build/cython",
+    ),
+    cmdclass={"build_ext": Build},
+)

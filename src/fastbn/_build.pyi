@@ -1,0 +1,6 @@
+VERSION: str
+LEVELS: tuple[str, ...]
+FLAGS: str
+
+def level() -> int: ...
+def compiler() -> str: ...

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which CPU level's kernels run: detection, FASTBN_ISA, `show_config`.
+
+The level is picked once, at import, before a module of that level is loaded:
+loading one may already execute its instructions. May not compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+
+from fastbn import _build, _threads, _view
+
+_current = ""
+
+
+def runnable() -> tuple[str, ...]:
+    """Return the levels that were built and that this CPU has, the best first."""
+    have = _build.level()
+    return tuple(level for level in _build.LEVELS if level == "baseline" or int(level[1:]) <= have)
+
+
+def use(level: str) -> None:
+    """Run the kernels of `level`, one of `runnable()`, from now on."""
+    global _current
+    modules = [
+        importlib.import_module(f"fastbn.kernels._{level}_{dtype}")
+        for dtype in ("float32", "float64")
+    ]
+    _view.use(*(module.capsule for module in modules))
+    _current = level
+
+
+@contextlib.contextmanager
+def using(level: str) -> Iterator[None]:
+    """Run the kernels of `level` inside a with block: for tests and benchmarks."""
+    before = _current
+    use(level)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def _choose() -> str:
+    levels = runnable()
+    forced = os.environ.get("FASTBN_ISA", "").strip()
+    if forced and forced not in _build.LEVELS:
+        raise ImportError(f"FASTBN_ISA: expected one of {', '.join(_build.LEVELS)}, got {forced!r}")
+    if forced and forced not in levels:
+        raise ImportError(f"FASTBN_ISA: this CPU has no {forced}, only {', '.join(levels)}")
+    if not levels:
+        raise ImportError("fastbn needs a CPU of level x86-64-v2 (SSE4.2, since about 2009)")
+    return forced or levels[0]
+
+
+def show_config() -> dict[str, object]:
+    """Return how this copy of fastbn was built and how it runs here.
+
+    ``python -m fastbn`` prints the same.
+
+    Returns
+    -------
+    dict
+        ``version``, ``isa`` (the CPU level in use), ``isa_available``,
+        ``compiler``, ``flags``, ``openmp`` (the version of the standard as a
+        date, or ``None``), ``threads`` and ``threads_from``.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> config = fastbn.show_config()
+    >>> config["isa"] in config["isa_available"]
+    True
+    """
+    return {
+        "version": _build.VERSION,
+        "isa": _current,
+        "isa_available": list(runnable()),
+        "compiler": _build.compiler(),
+        "flags": _build.FLAGS,
+        "openmp": _threads.openmp() or None,
+        "threads": _threads.get_num_threads(),
+        "threads_from": _threads.source(),
+    }
+
+
+use(_choose())

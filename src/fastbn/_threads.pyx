@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# cython: language_level=3
+"""How many threads a call gets, and where that number came from.
+
+In this order: `set_num_threads` (or `threads`), the environment variable
+FASTBN_NUM_THREADS, and else, at each call, the least of OpenMP's maximum and
+the processors this process may run on. Small calls stay serial whatever the
+number. May: decide on numbers. May not: start threads.
+"""
+import os
+
+cdef extern from "_threads.h":
+    int openmp_version()
+    int openmp_max_threads()
+    int openmp_processors()
+
+cdef enum:
+    # Below this many elements a call is done before a second thread has woken.
+    SERIAL_ELEMENTS = 1 << 15
+    LARGEST_TEAM = 1024
+
+cdef int chosen = 0             # set_num_threads; 0: not set
+cdef int from_environment = 0   # FASTBN_NUM_THREADS; 0: not set
+cdef bint forked = False        # OpenMP's threads do not survive a fork
+
+
+cdef int parse(value, str name) except -1:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer of at least 1, or None, got {value!r}")
+    number = value.__index__()
+    if not 1 <= number <= LARGEST_TEAM:
+        raise ValueError(f"{name}: expected an integer from 1 to {LARGEST_TEAM}, got {number}")
+    return number
+
+
+cdef int default_threads() noexcept:
+    return max(1, min(openmp_max_threads(), openmp_processors()))
+
+
+cdef int current() noexcept:
+    return chosen or from_environment or default_threads()
+
+
+cdef int threads_for(Py_ssize_t elements) noexcept:
+    if elements < SERIAL_ELEMENTS or forked or openmp_version() == 0:
+        return 1
+    return current()
+
+
+def set_num_threads(n):
+    """Set the number of threads that later calls use, in the whole process.
+
+    Parameters
+    ----------
+    n : int or None
+        At least 1. A number above the number of processors is honoured too.
+        ``None`` restores the default: ``FASTBN_NUM_THREADS`` where it is set,
+        otherwise the least of OpenMP's maximum and the processors this process
+        may run on.
+
+    Raises
+    ------
+    TypeError
+        If `n` is neither an integer nor ``None``.
+    ValueError
+        If `n` is less than 1 or more than 1024.
+
+    Notes
+    -----
+    Results do not depend on the number of threads: not in a single bit.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> fastbn.set_num_threads(2)
+    >>> fastbn.get_num_threads()
+    2
+    >>> fastbn.set_num_threads(None)
+    """
+    global chosen
+    chosen = 0 if n is None else parse(n, "n")
+
+
+def get_num_threads():
+    """Return the number of threads that a large call would use now.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> with fastbn.threads(3):
+    ...     fastbn.get_num_threads()
+    3
+    """
+    return current()
+
+
+class threads:
+    """Context manager that sets the number of threads and restores it after.
+
+    The number is the process's: other Python threads see it too.
+
+    Parameters
+    ----------
+    n : int or None
+        As for `set_num_threads`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `set_num_threads`.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> before = fastbn.get_num_threads()
+    >>> with fastbn.threads(1):
+    ...     fastbn.get_num_threads()
+    1
+    >>> fastbn.get_num_threads() == before
+    True
+    """
+
+    def __init__(self, n):
+        self._n = None if n is None else parse(n, "n")
+        self._before = []
+
+    def __enter__(self):
+        self._before.append(chosen or None)
+        set_num_threads(self._n)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        set_num_threads(self._before.pop())
+
+    def __repr__(self):
+        return f"fastbn.threads({self._n})"
+
+
+def source():
+    """Say where the number of threads comes from, for `show_config`."""
+    if chosen:
+        return "set_num_threads"
+    if from_environment:
+        return "FASTBN_NUM_THREADS"
+    if openmp_version() == 0:
+        return "built without OpenMP"
+    return "OpenMP" if openmp_max_threads() <= openmp_processors() else "CPU affinity"
+
+
+def openmp():
+    """Return OpenMP's version as a date (0: built without), for `show_config`."""
+    return openmp_version()
+
+
+def _after_fork_in_child():
+    global forked
+    forked = True
+
+
+def _read_environment():
+    global from_environment
+    text = os.environ.get("FASTBN_NUM_THREADS", "").strip()
+    if text:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ValueError("FASTBN_NUM_THREADS: expected an integer of at least 1, "
+                             f"got {text!r}") from None
+        from_environment = parse(number, "FASTBN_NUM_THREADS")
+
+
+_read_environment()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

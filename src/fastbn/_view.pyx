@@ -1,0 +1,659 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# cython: language_level=3, cdivision=True
+"""Arrays -> a view and a job: the one place that validates, and that allocates.
+
+Everything a caller can get wrong is found here, before anything is written;
+the drivers behind it cannot fail but for memory.
+
+A view is (outer, middle, channels, inner), decided by the *memory order* of x:
+axes slower than the channel axis are outer, faster ones are inner, whatever
+the layout calls them. Every operand is described by its strides; one that the
+view cannot describe is copied once (docs/design.md lists which).
+
+May: check, allocate, copy. May not: compute with elements.
+"""
+cimport cython
+cimport numpy as cnp
+from libc.stdint cimport uint64_t, uintptr_t
+
+import math
+import numbers
+
+import numpy as np
+
+from fastbn._threads cimport threads_for
+from fastbn.kernels cimport drivers
+from fastbn.kernels.job cimport Job, Leaves, Operand
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    void* PyCapsule_GetPointer(object capsule, const char* name) except NULL
+
+cdef extern from "kernels/environment.h":
+    ctypedef int fp_state
+    fp_state fp_enter()
+    void fp_leave(fp_state saved)
+
+cdef extern from *:
+    """
+    #define MAX_DIMENSIONS 64
+    """
+    enum:
+        MAX_DIMENSIONS
+
+cdef const Leaves* float32_leaves = NULL
+cdef const Leaves* float64_leaves = NULL
+
+
+def use(float32_capsule, float64_capsule):
+    """Make the leaves of one CPU level the ones that later calls run."""
+    global float32_leaves, float64_leaves
+    cdef const Leaves* f32 = <const Leaves*>PyCapsule_GetPointer(float32_capsule, "fastbn.leaves")
+    cdef const Leaves* f64 = <const Leaves*>PyCapsule_GetPointer(float64_capsule, "fastbn.leaves")
+    float32_leaves, float64_leaves = f32, f64
+
+
+# ---- what a caller can get wrong ------------------------------------------------
+
+cdef object described(obj):
+    # What came, in a few words.
+    if isinstance(obj, np.ndarray):
+        return f"an array of shape {obj.shape} and dtype {obj.dtype}"
+    if obj is None:
+        return "None"
+    return f"{type(obj).__module__}.{type(obj).__qualname__}".removeprefix("builtins.")
+
+
+cdef cnp.ndarray checked_array(obj, str name):
+    if not isinstance(obj, np.ndarray):
+        if type(obj).__module__.partition(".")[0] == "torch":
+            hint = f"; pass {name}.detach().numpy(), which shares its memory"
+        elif obj is None:
+            hint = ""
+        else:
+            hint = f"; np.asarray({name}) makes one"
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {described(obj)}{hint}")
+    if isinstance(obj, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain numpy.ndarray, got a masked array, "
+                        "whose mask would be ignored")
+    cdef cnp.ndarray array = obj
+    if cnp.PyArray_TYPE(array) not in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE):
+        kind = array.dtype.kind
+        hint = f"; convert it first: {name}.astype(np.float32)" if kind in "iubf" else ""
+        raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}{hint}")
+    return array
+
+
+cdef cnp.ndarray checked_vector(obj, str name, Py_ssize_t channels):
+    # One number per channel, or None.
+    if obj is None:
+        return None
+    cdef cnp.ndarray array = checked_array(obj, name)
+    if array.ndim != 1 or array.shape[0] != channels:
+        raise ValueError(f"{name}: expected shape ({channels},), one value for each channel of x, "
+                         f"got {(<object>array).shape}")
+    return array
+
+
+cdef object checked_written(cnp.ndarray array, str name):
+    if not cnp.PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    if overlaps_itself(array):
+        raise ValueError(f"{name}: expected an array whose elements are apart in memory, got "
+                         f"shape {(<object>array).shape} with strides {(<object>array).strides}")
+
+
+cdef object checked_apart(cnp.ndarray written, str name, cnp.ndarray other, str other_name):
+    if other is not None and overlap(written, other):
+        raise ValueError(f"{name}: expected memory of its own, got an array that overlaps "
+                         f"{other_name}")
+
+
+cdef object checked_same_or_apart(cnp.ndarray out, cnp.ndarray other, str other_name):
+    if not same_memory(out, other) and overlap(out, other):
+        raise ValueError(f"out: expected {other_name} itself or memory apart from it, got an "
+                         f"array that overlaps {other_name} in part")
+
+
+cdef object checked_like_x(cnp.ndarray array, str name, cnp.ndarray x):
+    if (<object>array).shape != (<object>x).shape:
+        raise ValueError(f"{name}: expected the shape of x, {(<object>x).shape}, "
+                         f"got {(<object>array).shape}")
+    if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
+        raise TypeError(f"{name}: expected the dtype of x, {x.dtype.name}, got {array.dtype.name}")
+
+
+cdef cnp.ndarray checked_out(obj, cnp.ndarray x):
+    if obj is None:
+        return None
+    cdef cnp.ndarray out = checked_array(obj, "out")
+    checked_like_x(out, "out", x)
+    checked_written(out, "out")
+    return out
+
+
+cdef double checked_number(value, str name) except? -1.0:
+    if isinstance(value, float):
+        return value
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a real number, got {described(value)}")
+    return float(value)
+
+
+cdef double checked_eps(value, bint training) except? -1.0:
+    cdef double eps = checked_number(value, "eps")
+    if not (eps > 0.0 or (eps == 0.0 and not training)):
+        raise ValueError(f"eps: expected a number {'> 0 in training' if training else '>= 0'}, "
+                         f"got {value!r}")
+    return eps
+
+
+cdef double checked_momentum(value) except? -1.0:
+    cdef double momentum = checked_number(value, "momentum")
+    if not math.isfinite(momentum):
+        raise ValueError(f"momentum: expected a finite number, got {value!r}")
+    return momentum
+
+
+cdef bint checked_flag(value, str name) except -1:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def check_layout(layout):
+    """Raise unless `layout` is None, "N...C", or distinct letters with one C."""
+    if layout is None or layout == "N...C":
+        return
+    if not isinstance(layout, str):
+        raise TypeError(f"layout: expected a string such as 'NHWC', or None, "
+                        f"got {described(layout)}")
+    if not (layout.isascii() and layout.isalpha() and layout.count("C") == 1
+            and len(set(layout)) == len(layout)):
+        raise ValueError("layout: expected distinct letters with exactly one 'C' (such as "
+                         f"'NHWC'), or 'N...C', got {layout!r}")
+
+
+cdef int channel_axis(layout, cnp.ndarray x) except -1:
+    cdef int ndim = x.ndim
+    check_layout(layout)
+    if layout is None or layout == "N...C":
+        if ndim < 2:
+            wanted = "(N, C, ...)" if layout is None else "(N, ..., C)"
+            raise ValueError(f"x: expected at least 2 dimensions, {wanted}, got {ndim}, "
+                             f"shape {(<object>x).shape}; name its axes with layout=")
+        return 1 if layout is None else ndim - 1
+    if len(layout) != ndim:
+        raise ValueError(f"layout: expected {ndim} letters for x of shape {(<object>x).shape}, "
+                         f"got {layout!r}")
+    return layout.index("C")
+
+
+def check_eps(eps):
+    """Return `eps` as a float, or raise. 0 is left for training to refuse."""
+    return checked_eps(eps, False)
+
+
+def check_momentum(momentum):
+    """Return `momentum` as a float, or raise."""
+    return checked_momentum(momentum)
+
+
+def check_vector(array, name, channels):
+    """Raise unless `array` is float32 or float64 of shape (channels,)."""
+    checked_vector(checked_array(array, name), name, channels)
+
+
+def check_channels(x, layout, channels):
+    """Raise unless `x` has so many channels."""
+    cdef cnp.ndarray array = checked_array(x, "x")
+    cdef int axis = channel_axis(layout, array)
+    if array.shape[axis] != channels:
+        raise ValueError(f"x: expected {channels} channels on axis {axis}, got shape {x.shape}")
+
+
+def overlapping(cnp.ndarray a not None, cnp.ndarray b not None):
+    """Return whether the two arrays share memory."""
+    return overlap(a, b)
+
+
+# ---- memory: order, overlap -----------------------------------------------------
+
+cdef inline Py_ssize_t magnitude(Py_ssize_t value) noexcept:
+    return -value if value < 0 else value
+
+
+cdef int memory_order(cnp.ndarray x, int* order) noexcept:
+    # The axes longer than 1, slowest first. Equal strides keep the logical
+    # order; so does a stride of 0, which has no place of its own.
+    cdef int axis, i, place, n = 0
+    cdef Py_ssize_t stride, other
+    for axis in range(x.ndim):
+        if x.shape[axis] <= 1:
+            continue
+        stride = magnitude(x.strides[axis])
+        place = n
+        for i in range(n - 1, -1, -1):
+            other = magnitude(x.strides[order[i]])
+            if stride == 0 or other == 0:
+                continue
+            if other >= stride:
+                break
+            place = i
+        for i in range(n, place, -1):
+            order[i] = order[i - 1]
+        order[place] = axis
+        n += 1
+    return n
+
+
+cdef bint overlaps_itself(cnp.ndarray a) noexcept:
+    # True unless each axis steps over all that the faster ones cover.
+    cdef int order[MAX_DIMENSIONS]
+    cdef int i, n = memory_order(a, order)
+    cdef Py_ssize_t covered = a.itemsize
+    if cnp.PyArray_SIZE(a) == 0:
+        return False
+    for i in range(n - 1, -1, -1):
+        if magnitude(a.strides[order[i]]) < covered:
+            return True
+        covered += (a.shape[order[i]] - 1) * magnitude(a.strides[order[i]])
+    return False
+
+
+cdef void extent(cnp.ndarray a, uintptr_t* low, uintptr_t* high) noexcept:
+    cdef int axis
+    cdef Py_ssize_t span
+    low[0] = <uintptr_t>cnp.PyArray_DATA(a)
+    high[0] = low[0] + a.itemsize
+    for axis in range(a.ndim):
+        span = (a.shape[axis] - 1) * a.strides[axis]
+        if span < 0:
+            low[0] += span
+        else:
+            high[0] += span
+
+
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
+    cdef uintptr_t a_low, a_high, b_low, b_high
+    if cnp.PyArray_SIZE(a) == 0 or cnp.PyArray_SIZE(b) == 0:
+        return False
+    extent(a, &a_low, &a_high)
+    extent(b, &b_low, &b_high)
+    if a_high <= b_low or b_high <= a_low:
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
+    # The same elements at the same places.
+    cdef int axis
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b):
+        return False
+    for axis in range(a.ndim):
+        if a.shape[axis] > 1 and a.strides[axis] != b.strides[axis]:
+            return False
+    return True
+
+
+cdef cnp.ndarray empty_in_order(cnp.ndarray like, const int* order, int n):
+    # A new, gapless array of the native dtype: shape of `like`, axes in `order`.
+    cdef cnp.npy_intp strides[MAX_DIMENSIONS]
+    cdef cnp.npy_intp stride = like.itemsize
+    cdef int i, axis
+    for axis in range(like.ndim):
+        strides[axis] = stride
+    for i in range(n - 1, -1, -1):
+        strides[order[i]] = stride
+        stride *= like.shape[order[i]]
+    for axis in range(like.ndim):
+        if like.shape[axis] <= 1:
+            strides[axis] = stride
+    return cnp.PyArray_New(cnp.ndarray, like.ndim, like.shape, cnp.PyArray_TYPE(like), strides,
+                           NULL, 0, 0, None)
+
+
+# ---- arrays -> view -------------------------------------------------------------
+
+cdef struct Order:
+    # The memory order of x, split at its channel axis.
+    int axes[MAX_DIMENSIONS]
+    int n
+    int outer           # axes[:outer] are outer, axes[outer + has_channel:] inner
+    bint has_channel    # False: there is one channel, and its axis has no place
+
+
+cdef void find_order(cnp.ndarray x, int axis, Order* order) noexcept:
+    cdef int i
+    order.n = memory_order(x, order.axes)
+    order.outer = 0
+    order.has_channel = False
+    for i in range(order.n):
+        if order.axes[i] == axis:
+            order.outer = i
+            order.has_channel = True
+
+
+cdef bint follows(cnp.ndarray a, int slow, int fast) noexcept:
+    # Do the two axes step through memory as one axis would?
+    return a.strides[slow] == a.shape[fast] * a.strides[fast]
+
+
+cdef bint fits(cnp.ndarray a, const Order* order) noexcept:
+    # Native and aligned, and without gaps from the channel axis inwards.
+    cdef int i
+    if not cnp.PyArray_ISBEHAVED_RO(a):
+        return False
+    if order.n == 0:
+        return True
+    if order.n > order.outer and a.strides[order.axes[order.n - 1]] != a.itemsize:
+        return False
+    for i in range(order.outer + order.has_channel, order.n - 1):
+        if not follows(a, order.axes[i], order.axes[i + 1]):
+            return False
+    return True
+
+
+cdef uint64_t breaks(cnp.ndarray a, const Order* order) noexcept:
+    # Where the outer axes do not step as one: bit i, before axes[i].
+    cdef uint64_t found = 0
+    cdef int i
+    for i in range(1, order.outer):
+        if not follows(a, order.axes[i - 1], order.axes[i]):
+            found |= <uint64_t>1 << i
+    return found
+
+
+cdef inline bint at_most_one_bit(uint64_t bits) noexcept:
+    return bits & (bits - 1) == 0
+
+
+cdef void describe(cnp.ndarray a, const Job* job, const Order* order, int split,
+                   Operand* operand) noexcept:
+    cdef Py_ssize_t itemsize = a.itemsize
+    operand.data = cnp.PyArray_DATA(a)
+    operand.channel = job.view.inner
+    if order.has_channel:
+        operand.channel = a.strides[order.axes[order.outer]] // itemsize
+    operand.middle = job.view.channels * job.view.inner
+    if order.outer:
+        operand.middle = a.strides[order.axes[order.outer - 1]] // itemsize
+    operand.outer = job.view.middle * operand.middle
+    if split:
+        operand.outer = a.strides[order.axes[split - 1]] // itemsize
+
+
+@cython.final
+cdef class Arrangement:
+    # The operands of a job as the drivers may use them, x first; they keep
+    # their memory alive. With `writes` the last one is the output.
+    cdef list arrays
+    cdef int inputs
+    cdef cnp.ndarray out
+    cdef Order order
+
+    def __cinit__(self, list arrays, int axis, bint writes):
+        cdef cnp.ndarray x = arrays[0]
+        find_order(x, axis, &self.order)
+        self.arrays = arrays
+        self.inputs = len(arrays) - writes
+        if writes:
+            self.out = arrays[self.inputs]
+            if self.out is None:
+                self.out = empty_in_order(x, self.order.axes, self.order.n)
+                arrays[self.inputs] = self.out
+
+    cdef int settle(self, Job* job, int axis) except -1:
+        # Copies what does not fit, and fills in the view. Returns where the
+        # outer axes are split: axes[:split] are view.outer, the rest view.middle.
+        cdef cnp.ndarray a, x = self.arrays[0]
+        cdef Order* order = &self.order
+        cdef uint64_t found = 0
+        cdef int i, split = 0
+        for i in range(len(self.arrays)):
+            a = self.arrays[i]
+            if fits(a, order):
+                found |= breaks(a, order)
+        for i in range(len(self.arrays)):
+            a = self.arrays[i]
+            if not fits(a, order) or (not at_most_one_bit(found) and breaks(a, order)):
+                self.arrays[i] = empty_in_order(a, order.axes, order.n)
+                if i < self.inputs:
+                    cnp.PyArray_CopyInto(self.arrays[i], a)
+        if not at_most_one_bit(found):
+            found = 0
+        while found >> split > 1:
+            split += 1
+        job.view.channels = x.shape[axis]
+        job.view.outer = job.view.middle = job.view.inner = 1
+        if cnp.PyArray_SIZE(x) == 0:
+            job.view.outer = 0
+        for i in range(order.n):
+            if i < split:
+                job.view.outer *= x.shape[order.axes[i]]
+            elif i < order.outer:
+                job.view.middle *= x.shape[order.axes[i]]
+            elif i >= order.outer + order.has_channel:
+                job.view.inner *= x.shape[order.axes[i]]
+        return split
+
+    cdef cnp.ndarray result(self):
+        # `out`, once the driver has written to what stood for it.
+        cdef cnp.ndarray written = self.arrays[self.inputs]
+        if written is not self.out:
+            cnp.PyArray_CopyInto(self.out, written)
+        return self.out
+
+
+# ---- vectors: float64 inside, the caller's dtype outside --------------------------
+
+cdef cnp.ndarray float64_vector(cnp.ndarray a):
+    # May be `a` itself: to be read only.
+    if a is None:
+        return None
+    return cnp.PyArray_FROMANY(a, cnp.NPY_DOUBLE, 1, 1, cnp.NPY_ARRAY_CARRAY_RO)
+
+
+cdef cnp.ndarray float64_copy(cnp.ndarray a):
+    if a is None:
+        return None
+    return cnp.PyArray_FROMANY(
+        a, cnp.NPY_DOUBLE, 1, 1, cnp.NPY_ARRAY_CARRAY | cnp.NPY_ARRAY_ENSURECOPY)
+
+
+cdef cnp.ndarray new_vector(Py_ssize_t n):
+    cdef cnp.npy_intp shape = n
+    return cnp.PyArray_ZEROS(1, &shape, cnp.NPY_DOUBLE, 0)
+
+
+cdef inline double* numbers_of(cnp.ndarray a) noexcept:
+    return NULL if a is None else <double*>cnp.PyArray_DATA(a)
+
+
+cdef cnp.ndarray rounded(cnp.ndarray a, int type_number):
+    # A float64 vector in another dtype. Overflow gives Inf without a warning.
+    cdef cnp.npy_intp i, n = a.shape[0]
+    cdef cnp.ndarray result
+    cdef float* to
+    cdef fp_state saved
+    cdef const double* source = <const double*>cnp.PyArray_DATA(a)
+    if type_number == cnp.NPY_DOUBLE:
+        return a
+    result = cnp.PyArray_EMPTY(1, &n, cnp.NPY_FLOAT, 0)
+    to = <float*>cnp.PyArray_DATA(result)
+    saved = fp_enter()
+    for i in range(n):
+        to[i] = <float>source[i]
+    fp_leave(saved)
+    return result
+
+
+cdef object copy_back(cnp.ndarray written, cnp.ndarray vector):
+    if written is not None:
+        cnp.PyArray_CopyInto(written, rounded(vector, cnp.PyArray_TYPE(written)))
+
+
+cdef inline const Leaves* leaves_for(cnp.ndarray x) noexcept:
+    return float32_leaves if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT else float64_leaves
+
+
+cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
+    return cnp.PyArray_SIZE(x) // x.shape[axis] if x.shape[axis] else 0
+
+
+# ---- the operations -----------------------------------------------------------
+
+def statistics(x_, layout, /):
+    """Return (values per channel, mean, M2) of each channel, the last two float64."""
+    cdef cnp.ndarray x = checked_array(x_, "x")
+    cdef int axis = channel_axis(layout, x)
+    cdef cnp.ndarray mean = new_vector(x.shape[axis])
+    cdef cnp.ndarray m2 = new_vector(x.shape[axis])
+    cdef Py_ssize_t count = values_per_channel(x, axis)
+    cdef Job job
+    cdef Arrangement arrangement
+    cdef const Leaves* leaves = leaves_for(x)
+    cdef int split, threads, failed
+    if count == 0:
+        return count, mean, m2
+    arrangement = Arrangement([x], axis, False)
+    split = arrangement.settle(&job, axis)
+    describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
+    job.mean, job.m2, job.var = numbers_of(mean), numbers_of(m2), NULL
+    threads = threads_for(cnp.PyArray_SIZE(x))
+    with nogil:
+        failed = drivers.statistics(leaves, &job, threads)
+    if failed:
+        raise MemoryError("no memory for the workspace")
+    return count, mean, m2
+
+
+def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum_, eps_, layout,
+            out_, /):
+    """Return (y, mean, invstd); `functional` has the documentation."""
+    cdef cnp.ndarray x = checked_array(x_, "x")
+    cdef int axis = channel_axis(layout, x)
+    cdef Py_ssize_t channels = x.shape[axis]
+    cdef Py_ssize_t count = values_per_channel(x, axis)
+    cdef bint training = checked_flag(training_, "training")
+    cdef cnp.ndarray weight = checked_vector(weight_, "weight", channels)
+    cdef cnp.ndarray bias = checked_vector(bias_, "bias", channels)
+    cdef cnp.ndarray running_mean = checked_vector(running_mean_, "running_mean", channels)
+    cdef cnp.ndarray running_var = checked_vector(running_var_, "running_var", channels)
+    cdef cnp.ndarray out, mean, var, invstd, m2, new_mean, new_var
+    cdef Arrangement arrangement
+    cdef Job job
+    cdef const Leaves* leaves = leaves_for(x)
+    cdef int split, threads, failed
+    job.momentum = checked_momentum(momentum_)
+    job.eps = checked_eps(eps_, training)
+    job.training = training
+    if not training:
+        if running_mean is None or running_var is None:
+            raise TypeError(
+                f"{'running_mean' if running_mean is None else 'running_var'}: expected an array "
+                f"of shape ({channels},), since training is False, got None")
+    elif count == 1:
+        raise ValueError("x: expected more than one value per channel in training, "
+                         f"got shape {(<object>x).shape}")
+    out = checked_out(out_, x)
+    if out is not None:
+        checked_same_or_apart(out, x, "x")
+        for vector, name in ((weight, "weight"), (bias, "bias"), (running_mean, "running_mean"),
+                             (running_var, "running_var")):
+            checked_apart(out, "out", vector, name)
+    if training:
+        for vector, name in ((running_mean, "running_mean"), (running_var, "running_var")):
+            if vector is not None:
+                checked_written(vector, name)
+                checked_apart(vector, name, x, "x")
+                checked_apart(vector, name, weight, "weight")
+                checked_apart(vector, name, bias, "bias")
+        if running_mean is not None:
+            checked_apart(running_mean, "running_mean", running_var, "running_var")
+
+    arrangement = Arrangement([x, out], axis, True)
+    if training:
+        mean, var, m2 = new_vector(channels), new_vector(channels), new_vector(channels)
+        new_mean, new_var = float64_copy(running_mean), float64_copy(running_var)
+    else:
+        mean, var, m2 = float64_copy(running_mean), float64_vector(running_var), None
+        new_mean = new_var = None
+    invstd = new_vector(channels)
+    weight, bias = float64_vector(weight), float64_vector(bias)
+    job.mean, job.m2, job.var = numbers_of(mean), numbers_of(m2), numbers_of(var)
+    job.invstd = numbers_of(invstd)
+    job.weight, job.bias = numbers_of(weight), numbers_of(bias)
+    job.running_mean, job.running_var = numbers_of(new_mean), numbers_of(new_var)
+    if count == 0 and training:
+        invstd[...] = np.nan
+        return arrangement.out, mean, invstd
+    split = arrangement.settle(&job, axis)
+    describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
+    describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.out)
+    threads = threads_for(cnp.PyArray_SIZE(x))
+    with nogil:
+        if training:
+            failed = drivers.training(leaves, &job, threads)
+        else:
+            failed = drivers.inference(leaves, &job, threads)
+    if failed:
+        raise MemoryError("no memory for the workspace")
+    out = arrangement.result()
+    if training:
+        copy_back(running_mean, new_mean)
+        copy_back(running_var, new_var)
+    return out, mean, invstd
+
+
+def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
+    """Return (dx, dweight, dbias); `functional` has the documentation."""
+    cdef cnp.ndarray x = checked_array(x_, "x")
+    cdef cnp.ndarray dy = checked_array(dy_, "dy")
+    cdef int axis = channel_axis(layout, x)
+    cdef Py_ssize_t channels = x.shape[axis]
+    cdef Py_ssize_t count = values_per_channel(x, axis)
+    cdef bint training = checked_flag(training_, "training")
+    cdef cnp.ndarray mean = checked_vector(checked_array(mean_, "mean"), "mean", channels)
+    cdef cnp.ndarray invstd = checked_vector(checked_array(invstd_, "invstd"), "invstd", channels)
+    cdef cnp.ndarray weight = checked_vector(weight_, "weight", channels)
+    cdef cnp.ndarray dweight, dbias, out
+    cdef int gradient_type = cnp.PyArray_TYPE(x if weight is None else weight)
+    cdef Arrangement arrangement
+    cdef Job job
+    cdef const Leaves* leaves = leaves_for(x)
+    cdef int split, threads, failed
+    checked_like_x(dy, "dy", x)
+    if training and count == 1:
+        raise ValueError("x: expected more than one value per channel in training, "
+                         f"got shape {(<object>x).shape}")
+    out = checked_out(out_, x)
+    if out is not None:
+        checked_same_or_apart(out, dy, "dy")
+        checked_same_or_apart(out, x, "x")
+        for vector, name in ((mean, "mean"), (invstd, "invstd"), (weight, "weight")):
+            checked_apart(out, "out", vector, name)
+
+    arrangement = Arrangement([x, dy, out], axis, True)
+    dweight, dbias = new_vector(channels), new_vector(channels)
+    mean, invstd, weight = float64_vector(mean), float64_vector(invstd), float64_vector(weight)
+    job.training = training
+    job.mean, job.invstd, job.var = numbers_of(mean), numbers_of(invstd), NULL
+    job.weight, job.bias = numbers_of(weight), NULL
+    job.dweight, job.dbias = numbers_of(dweight), numbers_of(dbias)
+    if count:
+        split = arrangement.settle(&job, axis)
+        describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
+        describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.dy)
+        describe(arrangement.arrays[2], &job, &arrangement.order, split, &job.out)
+        threads = threads_for(cnp.PyArray_SIZE(x))
+        with nogil:
+            failed = drivers.gradients(leaves, &job, threads)
+        if failed:
+            raise MemoryError("no memory for the workspace")
+        arrangement.result()
+    return arrangement.out, rounded(dweight, gradient_type), rounded(dbias, gradient_type)

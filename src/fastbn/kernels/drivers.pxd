@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The operations, as the view calls them."""
+from fastbn.kernels.job cimport Job, Leaves
+
+cdef int statistics(const Leaves* leaves, Job* job, int threads) noexcept nogil
+cdef int inference(const Leaves* leaves, Job* job, int threads) noexcept nogil
+cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil
+cdef int gradients(const Leaves* leaves, Job* job, int threads) noexcept nogil

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""One thin parallel loop per operation, over tasks that leaves carry out.
+
+A driver cuts the view into tasks (`plan`, by shape alone), takes the
+workspace, and runs the phases of its operation:
+
+    statistics   moments | merge
+    inference    coefficients | write
+    training     moments | merge | coefficients | write
+    gradients    sums | merge | write
+
+Where planes of a tile fit the cache, training and gradients run all phases of
+a tile before the next (`by_tile`): its second reading then comes from the
+cache. The bits are the same, since phases see the same tasks.
+
+May: schedule, allocate workspace. May not: compute with elements, know about
+Python objects, raise. A driver returns 0, or -1 where memory is short; nothing
+has been written then.
+"""
+from cython.parallel cimport prange
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from fastbn.kernels.job cimport COEFFICIENTS, Job, Leaves, Plan, Task, View
+
+cdef enum:
+    # Elements. The first three decide the order of additions: to change one
+    # is to change results.
+    COLUMNS = 1024              # columns of a tile, as in the leaves
+    BLOCK = 16384               # a block stays in L2 while it is worked on
+    SEGMENT = 65536             # a task is worth waking a thread for
+    LONGEST_SHORT_RUN = 1024    # longer runs are cut into lanes
+    FEWEST_ROWS = 16            # fewer runs than these are long, too
+    FEWEST_BLOCK_ROWS = 64
+    # Bytes. These decide speed only.
+    CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
+    STREAMING_OUTPUT = 16 << 20     # larger outputs go past the cache
+
+
+cdef inline Py_ssize_t minimum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline Py_ssize_t maximum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t even_share(Py_ssize_t n, Py_ssize_t most, Py_ssize_t unit) noexcept nogil:
+    # n cut into shares of at most about `most`, alike, each a multiple of `unit`.
+    return ceil_div(ceil_div(n, ceil_div(n, most)), unit) * unit
+
+
+cdef void plan(const View* view, Plan* p) noexcept nogil:
+    cdef Py_ssize_t runs = view.outer * view.middle
+    if runs == 0:
+        memset(p, 0, sizeof(Plan))      # nothing to do
+        return
+    p.long_runs = view.inner > LONGEST_SHORT_RUN or (view.inner > 1 and runs < FEWEST_ROWS)
+    if p.long_runs:
+        p.tile_channels = 1
+        p.block_runs = maximum(1, BLOCK // view.inner)
+        p.block_length = even_share(view.inner, BLOCK, 16)
+    else:
+        p.tile_channels = minimum(view.channels, COLUMNS // view.inner)
+        p.block_runs = even_share(
+            runs, maximum(BLOCK // (p.tile_channels * view.inner), FEWEST_BLOCK_ROWS), 16)
+        p.block_length = view.inner
+    p.tiles = ceil_div(view.channels, p.tile_channels)
+    p.parts = ceil_div(view.inner, p.block_length)
+    p.blocks = ceil_div(runs, p.block_runs) * p.parts
+    p.segment_blocks = maximum(
+        1, SEGMENT // (p.block_runs * minimum(p.block_length, view.inner) * p.tile_channels))
+    p.segments = ceil_div(p.blocks, p.segment_blocks)
+
+
+cdef inline size_t elements(const Job* job) noexcept nogil:
+    return <size_t>(job.view.outer * job.view.middle) * job.view.channels * job.view.inner
+
+
+cdef int prepare(const Leaves* leaves, Job* job) noexcept nogil:
+    # The plan, and all the workspace of the job in one piece.
+    cdef size_t channels = job.view.channels
+    cdef size_t sums
+    plan(&job.view, &job.plan)
+    sums = channels * job.plan.segments * sizeof(double)
+    job.partial[0] = <double*>malloc(2 * sums + COEFFICIENTS * channels * leaves.real_size)
+    if job.partial[0] == NULL:
+        return -1
+    job.partial[1] = job.partial[0] + channels * job.plan.segments
+    job.coefficients = job.partial[1] + channels * job.plan.segments
+    job.streaming = elements(job) * leaves.elem_size >= STREAMING_OUTPUT
+    return 0
+
+
+cdef inline void finish(Job* job) noexcept nogil:
+    free(job.partial[0])
+
+
+cdef inline bint by_tile(const Leaves* leaves, const Job* job, int tensors,
+                         int threads) noexcept nogil:
+    cdef size_t tile = (<size_t>(job.view.outer * job.view.middle) * job.view.inner
+                        * job.plan.tile_channels * leaves.elem_size * tensors)
+    return (job.view.inner > 1 and tile <= CACHE_OF_A_TILE
+            and (threads == 1 or job.plan.tiles >= 2 * threads))
+
+
+cdef void sweep_segments(Job* job, Task leaf, int threads) noexcept nogil:
+    # Every (tile, segment) is a task.
+    cdef Py_ssize_t task, tasks = job.plan.tiles * job.plan.segments
+    if threads == 1:
+        leaf(job, 0, job.plan.tiles, 0, job.plan.segments)
+        return
+    for task in prange(tasks, num_threads=threads, schedule="static"):
+        leaf(job, task // job.plan.segments, task // job.plan.segments + 1,
+             task % job.plan.segments, task % job.plan.segments + 1)
+
+
+cdef void sweep_blocks(Job* job, Task leaf, int threads) noexcept nogil:
+    # Elementwise: a task is what lies together in memory, blocks before tiles.
+    cdef Py_ssize_t blocks = job.plan.blocks, tiles = job.plan.tiles
+    cdef Py_ssize_t split = 1 if blocks >= 4 * threads else minimum(tiles, 4 * threads)
+    cdef Py_ssize_t task
+    if threads == 1:
+        for task in range(blocks):
+            leaf(job, 0, tiles, task, task + 1)
+        return
+    for task in prange(blocks * split, num_threads=threads, schedule="static"):
+        leaf(job, tiles * (task % split) // split, tiles * (task % split + 1) // split,
+             task // split, task // split + 1)
+
+
+cdef inline Py_ssize_t tile_start(const Job* job, Py_ssize_t tile) noexcept nogil:
+    return minimum(job.view.channels, tile * job.plan.tile_channels)
+
+
+cdef int statistics(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    if prepare(leaves, job) < 0:
+        return -1
+    sweep_segments(job, leaves.moments, threads)
+    leaves.merge_moments(job, 0, job.view.channels)
+    finish(job)
+    return 0
+
+
+cdef int inference(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    if prepare(leaves, job) < 0:
+        return -1
+    leaves.coefficients(job, 0, job.view.channels)
+    sweep_blocks(job, leaves.write_forward, threads)
+    finish(job)
+    return 0
+
+
+cdef inline void train_tile(const Leaves* leaves, const Job* job, Py_ssize_t tile) noexcept nogil:
+    cdef Py_ssize_t c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
+    leaves.moments(job, tile, tile + 1, 0, job.plan.segments)
+    leaves.merge_moments(job, c0, c1)
+    leaves.coefficients(job, c0, c1)
+    leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
+
+
+cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    cdef Py_ssize_t tile
+    if prepare(leaves, job) < 0:
+        return -1
+    if by_tile(leaves, job, 1, threads):
+        if threads == 1:
+            for tile in range(job.plan.tiles):
+                train_tile(leaves, job, tile)
+        else:
+            for tile in prange(job.plan.tiles, num_threads=threads, schedule="dynamic"):
+                train_tile(leaves, job, tile)
+    else:
+        sweep_segments(job, leaves.moments, threads)
+        leaves.merge_moments(job, 0, job.view.channels)
+        leaves.coefficients(job, 0, job.view.channels)
+        sweep_blocks(job, leaves.write_forward, threads)
+    leaves.update_running(job, 0, job.view.channels)
+    finish(job)
+    return 0
+
+
+cdef inline void differentiate_tile(const Leaves* leaves, const Job* job,
+                                    Py_ssize_t tile) noexcept nogil:
+    leaves.gradient_sums(job, tile, tile + 1, 0, job.plan.segments)
+    leaves.merge_gradients(job, tile_start(job, tile), tile_start(job, tile + 1))
+    leaves.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
+
+
+cdef int gradients(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    cdef Py_ssize_t tile
+    if prepare(leaves, job) < 0:
+        return -1
+    leaves.coefficients(job, 0, job.view.channels)
+    if job.training and by_tile(leaves, job, 2, threads):
+        if threads == 1:
+            for tile in range(job.plan.tiles):
+                differentiate_tile(leaves, job, tile)
+        else:
+            for tile in prange(job.plan.tiles, num_threads=threads, schedule="dynamic"):
+                differentiate_tile(leaves, job, tile)
+    else:
+        sweep_segments(job, leaves.gradient_sums, threads)
+        leaves.merge_gradients(job, 0, job.view.channels)
+        if not job.training:
+            job.x = job.dy      # dx is an affine function of dy alone
+        sweep_blocks(job, leaves.write_gradient if job.training else leaves.write_forward, threads)
+    finish(job)
+    return 0

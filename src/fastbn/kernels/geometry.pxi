@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Where the numbers of a task lie: tiles and blocks of a job as matrices in
+# memory. May compute addresses; may not touch the elements.
+#
+#   a tile    neighbouring channels          (Plan.tile_channels)
+#   a block   neighbouring runs of a tile    (Plan.block_runs x block_length)
+#   a matrix  rows x columns: columns are neighbours in memory, rows are a
+#             constant step apart, but for a jump where a sliced axis ends
+#
+# Rows (NHWC): a block is one matrix, a column is a channel.
+# Planes with short runs: the same, a channel owns `inner` neighbouring columns.
+# Planes with long runs: each run is one matrix of RUN_COLUMNS columns, and what
+# remains of it a second one with a single row.
+
+cdef struct Block:
+    Py_ssize_t run, runs        # runs [run, run + runs) ...
+    Py_ssize_t offset, length   # ... elements [offset, offset + length) of each
+
+cdef struct Matrix:
+    elem* data
+    Py_ssize_t rows
+    Py_ssize_t columns
+    Py_ssize_t step             # from a row to the next
+    Py_ssize_t jump             # added where the row index passes a multiple of
+    Py_ssize_t period           # `period`, `first` rows having gone before
+    Py_ssize_t first
+
+
+cdef inline Py_ssize_t minimum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline Py_ssize_t steps(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    # How many steps of `size` cover n.
+    return (n + size - 1) // size
+
+
+cdef inline Py_ssize_t first_channel(const Job* job, Py_ssize_t tile) noexcept nogil:
+    return tile * job.plan.tile_channels
+
+
+cdef inline Py_ssize_t count_channels(const Job* job, Py_ssize_t tile) noexcept nogil:
+    return minimum(job.plan.tile_channels, job.view.channels - first_channel(job, tile))
+
+
+cdef inline Py_ssize_t columns_per_channel(const Job* job) noexcept nogil:
+    return RUN_COLUMNS if job.plan.long_runs else job.view.inner
+
+
+cdef inline Block block_at(const Job* job, Py_ssize_t index) noexcept nogil:
+    cdef Block block
+    cdef Py_ssize_t part = index % job.plan.parts
+    block.run = index // job.plan.parts * job.plan.block_runs
+    block.runs = minimum(job.plan.block_runs, job.view.outer * job.view.middle - block.run)
+    block.offset = part * job.plan.block_length
+    block.length = minimum(job.plan.block_length, job.view.inner - block.offset)
+    return block
+
+
+cdef inline Py_ssize_t count_in_segment(const Job* job, Py_ssize_t segment) noexcept nogil:
+    # Values of one channel in a segment.
+    cdef Py_ssize_t b, count = 0
+    cdef Block block
+    for b in range(segment * job.plan.segment_blocks,
+                   minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
+        block = block_at(job, b)
+        count += block.runs * block.length
+    return count
+
+
+cdef inline elem* element(const Job* job, const Operand* operand, Py_ssize_t channel,
+                          Py_ssize_t run, Py_ssize_t offset) noexcept nogil:
+    return (<elem*>operand.data + channel * operand.channel
+            + run // job.view.middle * operand.outer
+            + run % job.view.middle * operand.middle + offset)
+
+
+cdef inline Py_ssize_t neighbours(const Job* job, const Operand* operand,
+                                  Py_ssize_t channels) noexcept nogil:
+    # How many channels have their columns side by side: all, or each alone.
+    return channels if operand.channel == job.view.inner else 1
+
+
+cdef inline Matrix short_matrix(const Job* job, const Operand* operand, const Block* block,
+                                Py_ssize_t channel, Py_ssize_t channels) noexcept nogil:
+    cdef Matrix m
+    m.data = element(job, operand, channel, block.run, block.offset)
+    m.rows = block.runs
+    m.columns = channels * block.length
+    m.step = operand.middle
+    m.period = job.view.middle
+    m.jump = operand.outer - m.period * m.step
+    m.first = block.run % m.period
+    return m
+
+
+cdef inline Matrix long_matrix(const Job* job, const Operand* operand, const Block* block,
+                               Py_ssize_t channel, Py_ssize_t run) noexcept nogil:
+    cdef Matrix m
+    m.data = element(job, operand, channel, run, block.offset)
+    m.rows = block.length // RUN_COLUMNS
+    m.columns = RUN_COLUMNS
+    m.step = RUN_COLUMNS
+    m.period = 1
+    m.jump = 0
+    m.first = 0
+    return m
+
+
+cdef inline Matrix remainder_matrix(Matrix m, Py_ssize_t length) noexcept nogil:
+    # What a long matrix leaves of its run: less than a row.
+    m.data += m.rows * m.step
+    m.columns = length - m.rows * m.step
+    m.rows = 1 if m.columns else 0
+    return m
+
+
+cdef inline bint jumps(const Matrix* m, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
+    # Is the step from row to row not constant within [row, row + rows)?
+    return m.jump != 0 and (m.first + row) % m.period + rows > m.period
+
+
+cdef inline elem* row_at(const Matrix* m, Py_ssize_t row) noexcept nogil:
+    if m.jump == 0:
+        return m.data + row * m.step
+    return m.data + row * m.step + (m.first + row) // m.period * m.jump

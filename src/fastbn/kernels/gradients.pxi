@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Backward statistics, and the coefficients of every elementwise pass: what the
+# formulas need of a channel, in `real`. docs/derivation.md has the equations.
+# May not write a tensor.
+#
+# A channel's numbers are scaled by a power of two where their size is extreme,
+# so that squares, products and coefficients neither overflow nor vanish. The
+# scaling is exact; it is 1 for all usual data.
+
+cdef extern from "math.h" nogil:
+    double fabs(double x)
+
+
+cdef inline real* coefficient(const Job* job, int which) noexcept nogil:
+    return <real*>job.coefficients + which * job.view.channels
+
+
+cdef inline double scale_for(double mean, double invstd) noexcept nogil:
+    # An inverse power of two near the size of the data. NaN and Inf: 1.
+    cdef double size = 1.0 / invstd
+    if fabs(mean) > size:
+        size = fabs(mean)
+    if size > USUAL_SCALE and size <= DBL_MAX:
+        return inverse_power_of_two(size if size < LARGEST_SCALE else LARGEST_SCALE)
+    if size < 1.0 / USUAL_SCALE and size > 0.0:
+        return inverse_power_of_two(size if size > 1.0 / LARGEST_SCALE else 1.0 / LARGEST_SCALE)
+    return 1.0
+
+
+cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef double scale, mean, invstd, gain, shift, rest
+    cdef real pivot
+    cdef fp_state saved = fp_enter()
+    for c in range(c0, c1):
+        if job.var != NULL:
+            job.invstd[c] = 1.0 / sqrt(job.var[c] + job.eps)
+        scale = scale_for(job.mean[c], job.invstd[c])
+        mean = job.mean[c] * scale
+        invstd = job.invstd[c] / scale
+        gain = invstd if job.weight == NULL else invstd * job.weight[c]
+        shift = 0.0 if job.bias == NULL else job.bias[c]
+        # The pivot is the mean as `real` has it; the rest of the mean goes
+        # into the shift.
+        pivot = <real>mean
+        rest = mean - <double>pivot
+        if rest != 0.0:
+            shift -= rest * gain
+        coefficient(job, SCALE)[c] = <real>scale
+        coefficient(job, PIVOT)[c] = pivot
+        coefficient(job, INVSTD)[c] = <real>invstd
+        coefficient(job, GAIN)[c] = <real>gain
+        coefficient(job, SHIFT)[c] = <real>shift
+    fp_leave(saved)
+
+
+cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
+                                   Columns* columns, double* s, double* q) noexcept nogil:
+    cdef Py_ssize_t channel = first_channel(job, tile)
+    cdef Py_ssize_t channels = count_channels(job, tile)
+    cdef Py_ssize_t width = columns_per_channel(job)
+    cdef double* s_sum = job.partial[0] + segment * job.view.channels + channel
+    cdef double* q_sum = job.partial[1] + segment * job.view.channels + channel
+    cdef Py_ssize_t b, c
+    cdef Block block
+    memset(s_sum, 0, channels * sizeof(double))
+    memset(q_sum, 0, channels * sizeof(double))
+    for b in range(segment * job.plan.segment_blocks,
+                   minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
+        block = block_at(job, b)
+        memset(columns.s, 0, channels * width * sizeof(double))
+        memset(columns.q, 0, channels * width * sizeof(double))
+        sum_block(job, &block, channel, channels, columns, True)
+        fold_columns(columns, channels, width, s, q)
+        for c in range(channels):
+            # Sums that overflowed in `real`, or that are truly infinite.
+            if s[c] - s[c] != 0.0 or q[c] - q[c] != 0.0:
+                sum_wide(job, &block, channel + c, True, coefficient(job, SCALE)[channel + c],
+                         coefficient(job, PIVOT)[channel + c],
+                         coefficient(job, INVSTD)[channel + c], columns, &s[c], &q[c])
+            s_sum[c] += s[c]
+            q_sum[c] += q[c]
+
+
+cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
+                        Py_ssize_t s0, Py_ssize_t s1) noexcept nogil:
+    cdef Columns columns
+    cdef double s[COLUMNS]
+    cdef double q[COLUMNS]
+    cdef Py_ssize_t tile, segment, channel, channels, width = columns_per_channel(job)
+    cdef fp_state saved = fp_enter()
+    for tile in range(t0, t1):
+        channel = first_channel(job, tile)
+        channels = count_channels(job, tile)
+        spread(columns.scale, coefficient(job, SCALE) + channel, channels, width, channels * width)
+        spread(columns.pivot, coefficient(job, PIVOT) + channel, channels, width, channels * width)
+        spread(columns.invstd, coefficient(job, INVSTD) + channel, channels, width,
+               channels * width)
+        for segment in range(s0, s1):
+            segment_gradients(job, tile, segment, &columns, s, q)
+    fp_leave(saved)
+
+
+cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    # -> dbias = sum dy, dweight = sum dy * xhat, and the coefficients of dx.
+    cdef Py_ssize_t c, segment
+    cdef double count = 0.0, s, q, rest, mean_dy, slope
+    cdef real shift
+    cdef fp_state saved = fp_enter()
+    for segment in range(job.plan.segments):
+        count += <double>count_in_segment(job, segment)
+    for c in range(c0, c1):
+        s = 0.0
+        q = 0.0
+        for segment in range(job.plan.segments):
+            s += job.partial[0][segment * job.view.channels + c]
+            q += job.partial[1][segment * job.view.channels + c]
+        # The leaves' xhat lacks what the pivot left of the mean.
+        rest = (<double>coefficient(job, PIVOT)[c]
+                - job.mean[c] * <double>coefficient(job, SCALE)[c])
+        rest = rest * <double>coefficient(job, INVSTD)[c] if rest != 0.0 else 0.0
+        q += rest * s
+        job.dbias[c] = s
+        job.dweight[c] = q
+        if job.training:
+            slope = q / count
+            mean_dy = s / count + rest * slope
+            shift = <real>mean_dy
+            coefficient(job, SHIFT)[c] = shift
+            coefficient(job, REST)[c] = <real>(mean_dy - <double>shift)
+            coefficient(job, SLOPE)[c] = <real>(slope * <double>coefficient(job, INVSTD)[c])
+        else:
+            # Fixed statistics: dx = dy * weight * invstd, written by
+            # `write_forward`. -0.0 is what can be added without a trace.
+            coefficient(job, SCALE)[c] = 1.0
+            coefficient(job, PIVOT)[c] = 0.0
+            coefficient(job, SHIFT)[c] = -0.0
+            coefficient(job, GAIN)[c] = <real>(
+                job.invstd[c] if job.weight == NULL else job.invstd[c] * job.weight[c])
+    fp_leave(saved)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What drivers tell leaves: the view, the plan, the pointers. Declarations only.
+
+A `Job` is filled by the view and by a driver, and read by leaves. It holds no
+Python object, so that a leaf can run on any thread of any thread pool.
+"""
+
+ctypedef struct Operand:
+    # Where the elements of one tensor are. Strides are in elements and may be
+    # negative or zero; `inner` has stride 1, which is why it is not here.
+    void* data
+    Py_ssize_t outer
+    Py_ssize_t middle
+    Py_ssize_t channel
+
+ctypedef struct View:
+    # A channel is outer * middle runs of `inner` neighbouring elements.
+    # inner > 1 is called planes (NCHW), inner == 1 rows (NHWC).
+    Py_ssize_t outer
+    Py_ssize_t middle
+    Py_ssize_t channels
+    Py_ssize_t inner
+
+ctypedef struct Plan:
+    # How the view is cut: by its four sizes and nothing else, since the order
+    # of additions, and with it every bit of the result, follows from the cut.
+    bint long_runs              # one channel a tile, its runs cut into lanes
+    Py_ssize_t tile_channels    # channels that are worked on together
+    Py_ssize_t tiles
+    Py_ssize_t block_runs       # runs in a block ...
+    Py_ssize_t block_length     # ... and how much of each run
+    Py_ssize_t parts            # blocks that a run is cut into
+    Py_ssize_t blocks
+    Py_ssize_t segment_blocks   # blocks that one task sums up
+    Py_ssize_t segments
+
+cdef enum:
+    SCALE, PIVOT, INVSTD, GAIN, SHIFT, SLOPE, REST, COEFFICIENTS
+
+ctypedef struct Job:
+    View view
+    Plan plan
+    Operand x
+    Operand dy
+    Operand out
+    bint streaming              # `out` is too large for the cache
+    bint training               # backward: gradient through the statistics
+    double eps
+    double momentum
+    # float64 vectors of length view.channels. NULL: absent (weight 1, bias 0).
+    const double* weight
+    const double* bias
+    double* mean
+    double* m2
+    double* var                 # NULL: invstd is given
+    double* invstd
+    double* running_mean        # updated in training; NULL: not kept
+    double* running_var
+    double* dweight
+    double* dbias
+    # Workspace. partial: two float64 arrays of (segments, channels).
+    # coefficients: (COEFFICIENTS, channels) numbers of the leaf's `real`.
+    double* partial[2]
+    void* coefficients
+
+# A task is a rectangle: tiles [t0, t1) x segments or blocks [b0, b1).
+ctypedef void (*Task)(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
+                      Py_ssize_t b0, Py_ssize_t b1) noexcept nogil
+# A step works on the vectors of channels [c0, c1).
+ctypedef void (*Step)(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
+
+ctypedef struct Leaves:
+    # The leaves of one CPU level and one element type.
+    size_t elem_size
+    size_t real_size
+    Task moments            # (count, mean, M2) of each channel and segment
+    Step merge_moments      # -> mean, m2, var
+    Step update_running     # running_mean, running_var
+    Step coefficients       # mean, var or invstd, weight, bias -> coefficients
+    Task write_forward      # out = (x - mean) * invstd * weight + bias
+    Task gradient_sums      # sum dy and sum dy * xhat of each channel and segment
+    Step merge_gradients    # -> dbias, dweight, coefficients
+    Task write_gradient     # out = dx

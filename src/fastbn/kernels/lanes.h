@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Vector registers for one CPU level and one element type.
+ *
+ * The leaves are compiled once per (level, element type). This header is all
+ * that differs between those builds: it turns the compiler's target into
+ * `lanes` (one register of arithmetic numbers), `wides` (one register of
+ * float64) and the handful of operations the leaves need on them.
+ *
+ * May: types, loads, stores, conversions, selects, streaming stores.
+ * May not: loops, OpenMP, Python.
+ *
+ * No arithmetic is hidden here: sums and products are written in the leaves,
+ * so that their order is read there and is the same on every level.
+ */
+#ifndef FASTBN_LANES_H
+#define FASTBN_LANES_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#if !defined(__GNUC__)
+#error "fastbn needs GCC or Clang (on Windows: clang-cl): it uses their vector types"
+#endif
+
+/* A register no wider than the level's: wider vectors are lowered badly. */
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+/* elem: what is in memory. real: what is computed with. */
+#ifdef FASTBN_FLOAT64
+typedef double elem;
+typedef double real;
+typedef int64_t real_bits;
+#else
+typedef float elem;
+typedef float real;
+typedef int32_t real_bits;
+#endif
+
+typedef real lanes __attribute__((vector_size(VECTOR_BYTES)));
+typedef real_bits lane_bits __attribute__((vector_size(VECTOR_BYTES)));
+typedef double wides __attribute__((vector_size(VECTOR_BYTES)));
+
+enum {
+    WIDTH = VECTOR_BYTES / sizeof(real),        /* numbers in a `lanes` */
+    WIDE = VECTOR_BYTES / sizeof(double),       /* numbers in a `wides` */
+    HALVES = sizeof(double) / sizeof(real),     /* `wides` that hold one `lanes` */
+};
+
+/* Squares below the first lose bits to underflow in `real`; the second is a
+ * power of two near the end of its range; the third is far from any end. */
+#ifdef FASTBN_FLOAT64
+#define SMALLEST_SQUARE 0x1p-960
+#define LARGEST_SCALE 0x1p1000
+#define USUAL_SCALE 0x1p480
+#else
+#define SMALLEST_SQUARE 0x1p-120
+#define LARGEST_SCALE 0x1p120
+#define USUAL_SCALE 0x1p60
+#endif
+
+/* ---- memory; no alignment is assumed beyond the element's own ---- */
+
+typedef lanes lanes_in_memory __attribute__((aligned(sizeof(elem)), may_alias));
+typedef wides wides_in_memory __attribute__((aligned(sizeof(double)), may_alias));
+
+static inline lanes load(const elem *p) { return *(const lanes_in_memory *)p; }
+static inline lanes load_real(const real *p) { return *(const lanes_in_memory *)p; }
+static inline void store(elem *p, lanes v) { *(lanes_in_memory *)p = v; }
+static inline void store_real(real *p, lanes v) { *(lanes_in_memory *)p = v; }
+static inline wides load_wide(const double *p) { return *(const wides_in_memory *)p; }
+static inline void store_wide(double *p, wides v) { *(wides_in_memory *)p = v; }
+static inline lanes splat(real x) { return x - (lanes){0}; }
+static inline double as_double(elem x) { return (double)x; }
+
+/* The first n < WIDTH numbers; memory past them is neither read nor written. */
+#if VECTOR_BYTES == 64 && !defined(FASTBN_FLOAT64)
+static inline lanes load_part(const elem *p, ptrdiff_t n)
+{ return (lanes)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+static inline void store_part(elem *p, lanes v, ptrdiff_t n)
+{ _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
+#elif VECTOR_BYTES == 64
+static inline lanes load_part(const elem *p, ptrdiff_t n)
+{ return (lanes)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p); }
+static inline void store_part(elem *p, lanes v, ptrdiff_t n)
+{ _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v); }
+#elif VECTOR_BYTES == 32 && !defined(FASTBN_FLOAT64)
+static inline __m256i part_mask(ptrdiff_t n)
+{ return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+static inline lanes load_part(const elem *p, ptrdiff_t n)
+{ return (lanes)_mm256_maskload_ps(p, part_mask(n)); }
+static inline void store_part(elem *p, lanes v, ptrdiff_t n)
+{ _mm256_maskstore_ps(p, part_mask(n), (__m256)v); }
+#elif VECTOR_BYTES == 32
+static inline __m256i part_mask(ptrdiff_t n)
+{ return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3)); }
+static inline lanes load_part(const elem *p, ptrdiff_t n)
+{ return (lanes)_mm256_maskload_pd(p, part_mask(n)); }
+static inline void store_part(elem *p, lanes v, ptrdiff_t n)
+{ _mm256_maskstore_pd(p, part_mask(n), (__m256d)v); }
+#else
+static inline lanes load_part(const elem *p, ptrdiff_t n)
+{ lanes v = {0}; memcpy(&v, p, (size_t)n * sizeof(elem)); return v; }
+static inline void store_part(elem *p, lanes v, ptrdiff_t n)
+{ memcpy(p, &v, (size_t)n * sizeof(elem)); }
+#endif
+
+/* ---- streaming stores: past the cache, p aligned to VECTOR_BYTES ---- */
+
+#if VECTOR_BYTES == 64 && !defined(FASTBN_FLOAT64)
+static inline void stream(elem *p, lanes v) { _mm512_stream_ps(p, (__m512)v); }
+#elif VECTOR_BYTES == 64
+static inline void stream(elem *p, lanes v) { _mm512_stream_pd(p, (__m512d)v); }
+#elif VECTOR_BYTES == 32 && !defined(FASTBN_FLOAT64)
+static inline void stream(elem *p, lanes v) { _mm256_stream_ps(p, (__m256)v); }
+#elif VECTOR_BYTES == 32
+static inline void stream(elem *p, lanes v) { _mm256_stream_pd(p, (__m256d)v); }
+#elif defined(__SSE2__) && !defined(FASTBN_FLOAT64)
+static inline void stream(elem *p, lanes v) { _mm_stream_ps(p, (__m128)v); }
+#elif defined(__SSE2__)
+static inline void stream(elem *p, lanes v) { _mm_stream_pd(p, (__m128d)v); }
+#else
+static inline void stream(elem *p, lanes v) { store(p, v); }
+#endif
+
+#if defined(__SSE2__)
+static inline void stream_end(void) { _mm_sfence(); }
+#else
+static inline void stream_end(void) { }
+#endif
+
+/* How many elements from p to the next address a streaming store accepts. */
+static inline ptrdiff_t to_alignment(const elem *p)
+{ return (ptrdiff_t)((0 - (uintptr_t)p / sizeof(elem)) % WIDTH); }
+
+/* ---- conversions and selects ---- */
+
+#ifdef FASTBN_FLOAT64
+static inline wides widen(lanes v, int half) { (void)half; return v; }
+#else
+typedef float half_lanes __attribute__((vector_size(VECTOR_BYTES / 2)));
+#if VECTOR_BYTES == 64
+#define LOW_HALF 0, 1, 2, 3, 4, 5, 6, 7
+#define HIGH_HALF 8, 9, 10, 11, 12, 13, 14, 15
+#elif VECTOR_BYTES == 32
+#define LOW_HALF 0, 1, 2, 3
+#define HIGH_HALF 4, 5, 6, 7
+#else
+#define LOW_HALF 0, 1
+#define HIGH_HALF 2, 3
+#endif
+static inline wides widen(lanes v, int half)
+{
+    half_lanes h = half ? __builtin_shufflevector(v, v, HIGH_HALF)
+                        : __builtin_shufflevector(v, v, LOW_HALF);
+    return __builtin_convertvector(h, wides);
+}
+#endif
+
+static inline lanes select_lanes(lane_bits mask, lanes yes, lanes no)
+{ return (lanes)((mask & (lane_bits)yes) | (~mask & (lane_bits)no)); }
+static inline lanes smaller(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), a, b); }
+static inline lanes larger(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), b, a); }
+
+/* The power of two 2**-e for a finite, normal scale in [2**e, 2**(e+1)). */
+static inline double inverse_power_of_two(double scale)
+{
+    uint64_t bits;
+    double power;
+    memcpy(&bits, &scale, sizeof bits);
+    bits = (2046 - (bits >> 52 & 2047)) << 52;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+}
+
+#endif

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The arithmetic of fastbn, for one CPU level and one element type.
+
+This one source is compiled once for each pair; lanes.h gives it the registers.
+
+1. A leaf is a serial function without Python: no allocation, no exception, no
+   GIL. It gets a `Job` and the rectangle of the job that is its task.
+2. geometry.pxi   where the numbers of a task lie in memory
+   sums.pxi       the two sums that every statistic is made of
+   moments.pxi    forward statistics: blocks, and their merge
+   gradients.pxi  backward statistics, and every coefficient
+   writes.pxi     the elementwise passes
+3. Sums are written in the order in which they are to be done, each column of
+   its own. The compiler is forbidden to contract or reorder them: so the bits
+   depend neither on the width of the registers nor on the CPU.
+4. Every public leaf sets the standard floating-point environment and restores
+   the caller's.
+
+May: arithmetic. May not: validate, allocate, start threads, know about layouts
+other than by the strides of its operands.
+"""
+from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport sqrt
+from libc.stddef cimport ptrdiff_t
+from libc.string cimport memcpy, memset
+
+from fastbn.kernels.job cimport (
+    COEFFICIENTS, GAIN, INVSTD, PIVOT, REST, SCALE, SHIFT, SLOPE, Job, Leaves, Operand)
+
+cdef extern from "environment.h" nogil:
+    ctypedef int fp_state
+    fp_state fp_enter()
+    void fp_leave(fp_state saved)
+
+cdef extern from "lanes.h" nogil:
+    # Cython sees numbers; the C compiler sees numbers and registers of them.
+    ctypedef float elem
+    ctypedef float real
+    ctypedef float lanes
+    ctypedef double wides
+    enum:
+        WIDTH
+        WIDE
+        HALVES
+    double SMALLEST_SQUARE
+    double LARGEST_SCALE
+    double USUAL_SCALE
+    lanes load(const elem* p)
+    lanes load_real(const real* p)
+    lanes load_part(const elem* p, ptrdiff_t n)
+    void store(elem* p, lanes v)
+    void store_real(real* p, lanes v)
+    void store_part(elem* p, lanes v, ptrdiff_t n)
+    void stream(elem* p, lanes v)
+    void stream_end()
+    ptrdiff_t to_alignment(const elem* p)
+    lanes splat(real x)
+    double as_double(elem x)
+    wides load_wide(const double* p)
+    void store_wide(double* p, wides v)
+    wides widen(lanes v, int half)
+    lanes smaller(lanes a, lanes b)
+    lanes larger(lanes a, lanes b)
+    double inverse_power_of_two(double scale)
+
+cdef enum:
+    COLUMNS = 1024      # columns of a tile, at most: its sums stay in L1
+    PADDING = 16        # the widest register reads this far past the columns
+    RUN_COLUMNS = 16    # a long run is read as a matrix of 16 columns
+
+include "geometry.pxi"
+include "sums.pxi"
+include "moments.pxi"
+include "gradients.pxi"
+include "writes.pxi"
+
+cdef Leaves leaves
+leaves.elem_size = sizeof(elem)
+leaves.real_size = sizeof(real)
+leaves.moments = moments
+leaves.merge_moments = merge_moments
+leaves.update_running = update_running
+leaves.coefficients = coefficients
+leaves.write_forward = write_forward
+leaves.gradient_sums = gradient_sums
+leaves.merge_gradients = merge_gradients
+leaves.write_gradient = write_gradient
+
+capsule = PyCapsule_New(&leaves, "fastbn.leaves", NULL)

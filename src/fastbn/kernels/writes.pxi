@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# The elementwise passes: the only place where a tensor is written.
+#
+#   forward    out = (x * scale - pivot) * gain + shift
+#   gradient   out = ((dy - shift) - ((x * scale - pivot) * slope + rest)) * gain * scale
+#
+# May not sum. An element is read before it is written, and written once, so
+# `out` may be `x` or `dy` itself.
+
+cdef struct Palette:
+    # The coefficients of a tile's columns, once around and WIDTH further.
+    real row[COEFFICIENTS][COLUMNS + PADDING + PADDING]
+    Py_ssize_t period
+
+cdef struct Pen:
+    # The coefficients of one register of columns.
+    lanes scale, pivot, gain, shift, slope, rest
+
+
+cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                              Py_ssize_t width, bint gradient, Palette* palette) noexcept nogil:
+    cdef Py_ssize_t n = channels * width
+    cdef int which
+    palette.period = n if n >= WIDTH else n * ((WIDTH + n - 1) // n)
+    for which in range(COEFFICIENTS):
+        if which == INVSTD or (not gradient and (which == SLOPE or which == REST)):
+            continue
+        spread(palette.row[which], coefficient(job, which) + channel, channels, width,
+               palette.period)
+
+
+cdef inline Pen pen_at(const Palette* palette, Py_ssize_t column, bint gradient) noexcept nogil:
+    cdef Pen pen
+    pen.scale = load_real(palette.row[SCALE] + column)
+    pen.pivot = load_real(palette.row[PIVOT] + column)
+    pen.gain = load_real(palette.row[GAIN] + column)
+    pen.shift = load_real(palette.row[SHIFT] + column)
+    if gradient:
+        pen.slope = load_real(palette.row[SLOPE] + column)
+        pen.rest = load_real(palette.row[REST] + column)
+    return pen
+
+
+cdef inline lanes forward(const Pen* pen, lanes x) noexcept nogil:
+    return (x * pen.scale - pen.pivot) * pen.gain + pen.shift
+
+
+cdef inline lanes backward(const Pen* pen, lanes x, lanes dy) noexcept nogil:
+    cdef lanes through_statistics = (x * pen.scale - pen.pivot) * pen.slope + pen.rest
+    return ((dy - pen.shift) - through_statistics) * pen.gain * pen.scale
+
+
+cdef inline void write_part(const elem* x, const elem* dy, elem* out, Py_ssize_t n,
+                            const Pen* pen, bint gradient) noexcept nogil:
+    if gradient:
+        store_part(out, backward(pen, load_part(x, n), load_part(dy, n)), n)
+    else:
+        store_part(out, forward(pen, load_part(x, n)), n)
+
+
+cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t n,
+                           const Palette* palette, bint single, bint gradient,
+                           bint streaming) noexcept nogil:
+    # n neighbouring elements from column 0 on, the columns repeating with the
+    # palette's period. single: all columns have the same coefficients.
+    cdef Py_ssize_t i = 0, column = 0
+    cdef Pen pen = pen_at(palette, 0, gradient)
+    cdef lanes v
+    if streaming:
+        i = minimum(n, to_alignment(out))
+        if i:
+            write_part(x, dy, out, i, &pen, gradient)
+            column = i % palette.period
+    while i + WIDTH <= n:
+        if not single:
+            pen = pen_at(palette, column, gradient)
+            column += WIDTH
+            if column >= palette.period:
+                column -= palette.period
+        if gradient:
+            v = backward(&pen, load(x + i), load(dy + i))
+        else:
+            v = forward(&pen, load(x + i))
+        if streaming:
+            stream(out + i, v)
+        else:
+            store(out + i, v)
+        i += WIDTH
+    if i < n:
+        if not single:
+            pen = pen_at(palette, column, gradient)
+        write_part(x + i, dy + i if gradient else NULL, out + i, n - i, &pen, gradient)
+
+
+cdef inline bint gapless(const Matrix* m) noexcept nogil:
+    return m.jump == 0 and m.step == m.columns
+
+
+cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t channel,
+                             Py_ssize_t channels, const Palette* palette, bint gradient,
+                             bint streaming) noexcept nogil:
+    cdef Matrix x = short_matrix(job, &job.x, block, channel, channels)
+    cdef Matrix out = short_matrix(job, &job.out, block, channel, channels)
+    cdef Matrix dy = x
+    cdef Py_ssize_t row
+    if gradient:
+        dy = short_matrix(job, &job.dy, block, channel, channels)
+    if gapless(&x) and gapless(&dy) and gapless(&out):
+        write_run(x.data, dy.data, out.data, x.rows * x.columns, palette, False, gradient,
+                  streaming)
+        return
+    for row in range(x.rows):
+        write_run(row_at(&x, row), row_at(&dy, row), row_at(&out, row), x.columns, palette,
+                  False, gradient, streaming)
+
+
+cdef inline void write_long(const Job* job, const Block* block, Py_ssize_t channel,
+                            const Palette* palette, bint gradient,
+                            bint streaming) noexcept nogil:
+    cdef Py_ssize_t run
+    cdef elem* x
+    cdef elem* dy
+    for run in range(block.run, block.run + block.runs):
+        x = element(job, &job.x, channel, run, block.offset)
+        dy = element(job, &job.dy, channel, run, block.offset) if gradient else x
+        write_run(x, dy, element(job, &job.out, channel, run, block.offset), block.length,
+                  palette, True, gradient, streaming)
+
+
+cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_ssize_t b1,
+                            bint gradient, bint streaming) noexcept nogil:
+    cdef Py_ssize_t channel = first_channel(job, tile)
+    cdef Py_ssize_t channels = count_channels(job, tile)
+    cdef Py_ssize_t i, c, b, together
+    cdef Palette palette
+    cdef Block block
+    if job.plan.long_runs:
+        fill_palette(job, channel, 1, RUN_COLUMNS, gradient, &palette)
+        for b in range(b0, b1):
+            block = block_at(job, b)
+            write_long(job, &block, channel, &palette, gradient, streaming)
+        return
+    together = minimum(neighbours(job, &job.x, channels), neighbours(job, &job.out, channels))
+    if gradient:
+        together = minimum(together, neighbours(job, &job.dy, channels))
+    for i in range(channels // together):
+        c = i * together
+        fill_palette(job, channel + c, together, job.view.inner, gradient, &palette)
+        for b in range(b0, b1):
+            block = block_at(job, b)
+            write_short(job, &block, channel + c, together, &palette, gradient, streaming)
+
+
+cdef inline void write_tiles(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
+                             Py_ssize_t b1, bint gradient) noexcept nogil:
+    cdef Py_ssize_t tile
+    cdef fp_state saved = fp_enter()
+    for tile in range(t0, t1):
+        if job.streaming:
+            write_tile(job, tile, b0, b1, gradient, True)
+        else:
+            write_tile(job, tile, b0, b1, gradient, False)
+    if job.streaming:
+        stream_end()
+    fp_leave(saved)
+
+
+cdef void write_forward(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
+                        Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+    write_tiles(job, t0, t1, b0, b1, False)
+
+
+cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
+                         Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+    write_tiles(job, t0, t1, b0, b1, True)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Arrays for tests: shapes, memory orders, guarded buffers."""
+
+import numpy as np
+
+# (shape, layout): lane boundaries, tiny planes, long runs, odd channels, rank 1 to 5.
+SHAPES = [
+    ((2, 1), None),
+    ((15, 3), None),
+    ((16, 17), None),
+    ((17, 31), None),
+    ((64, 33), None),
+    ((65, 130), None),
+    ((3, 5, 1), None),
+    ((4, 3, 7), None),
+    ((2, 3, 15), None),
+    ((20, 2, 16), None),
+    ((18, 5, 31), None),
+    ((1, 3, 63), None),
+    ((33, 2, 65), None),
+    ((5, 4, 7, 7), None),
+    ((32, 19, 7, 7), None),
+    ((16, 6, 1, 1), None),
+    ((3, 4, 33, 32), None),
+    ((17, 2, 32, 33), None),
+    ((2, 3, 5, 4, 6), None),
+    ((1, 2, 150, 151), None),
+    ((2, 7, 7, 3), "NHWC"),
+    ((4, 14, 15, 64), "NHWC"),
+    ((30, 65), "N...C"),
+    ((2, 3, 4, 5, 16), "NDHWC"),
+    ((9, 8, 1), "NTC"),
+    ((31, 17, 1030), "NTC"),
+    ((12, 10, 5), "HWC"),
+    ((6, 2, 9), "CHN"),
+]
+IDS = [f"{'x'.join(map(str, shape))}-{layout or 'NC...'}" for shape, layout in SHAPES]
+
+
+def channels_of(shape, layout):
+    if layout is None:
+        return shape[1]
+    return shape[-1] if layout == "N...C" else shape[layout.index("C")]
+
+
+def in_order(x, order):
+    """The same values with other strides."""
+    if order == "C":
+        return np.ascontiguousarray(x)
+    if order == "F":
+        return np.asfortranarray(x)
+    if order == "channels last" and x.ndim > 2:
+        moved = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+        return np.moveaxis(moved, -1, 1)
+    if order == "sliced":
+        wide = np.zeros((2 * x.shape[0], *x.shape[1:]), x.dtype)
+        wide[::2] = x
+        return wide[::2]
+    if order == "reversed":
+        return np.ascontiguousarray(x[::-1])[::-1]
+    if order == "cropped":
+        wide = np.zeros((*x.shape[:-1], x.shape[-1] + 3), x.dtype)
+        wide[..., 2:-1] = x
+        return wide[..., 2:-1]
+    if order == "swapped":
+        return x.astype(x.dtype.newbyteorder())
+    if order == "misaligned":
+        raw = np.zeros(x.nbytes + 1, np.uint8)[1:]
+        y = np.ndarray(x.shape, x.dtype, raw.data)
+        y[...] = x
+        return y
+    return np.ascontiguousarray(x)
+
+
+ORDERS = ["C", "F", "channels last", "sliced", "reversed", "cropped", "swapped", "misaligned"]
+
+
+class Guarded:
+    """An array between guard bytes, at any offset from a cache line."""
+
+    GUARD = 256
+
+    def __init__(self, shape, dtype, offset=0):
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        self.raw = np.full(size + 2 * self.GUARD + 128, 0xA5, np.uint8)
+        start = -self.raw.ctypes.data % 64 + self.GUARD + offset
+        self.array = np.ndarray(shape, dtype, self.raw.data, start)
+        self.inside = slice(start, start + size)
+
+    def intact(self):
+        outside = np.delete(self.raw, self.inside)
+        return bool((outside == 0xA5).all())
+
+
+def batch(shape, dtype, seed=0, mean=0.5, std=2.0):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(shape) * std + mean).astype(dtype)

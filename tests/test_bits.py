@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The same bits: over levels, threads, alignment, `out=`, in place, and runs.
+
+Compared byte by byte, NaN payloads included where there are none.
+"""
+
+import ctypes
+import itertools
+import platform
+import sys
+
+import numpy as np
+import pytest
+from arrays import IDS, SHAPES, Guarded, batch, channels_of, in_order
+
+import fastbn
+from fastbn import _dispatch
+
+
+def results(x, dy, layout=None, out=None):
+    channels = channels_of(x.shape, layout)
+    weight = np.linspace(0.5, 1.5, channels)
+    bias = np.linspace(-1.0, 1.0, channels)
+    native = x.dtype.newbyteorder("=")
+    running_mean, running_var = np.zeros(channels, native), np.ones(channels, native)
+    stats = fastbn.batch_stats(x, layout=layout)
+    y, mean, invstd = fastbn.batch_norm_forward(
+        x, weight, bias, running_mean=running_mean, running_var=running_var, layout=layout, out=out
+    )
+    y = y.copy()
+    inferred = fastbn.batch_norm(x, running_mean, running_var, weight, bias, layout=layout)
+    gradients = fastbn.batch_norm_backward(dy, x, mean, invstd, weight, layout=layout)
+    frozen = fastbn.batch_norm_backward(dy, x, mean, invstd, weight, training=False, layout=layout)
+    arrays = stats.mean, stats.m2, y, mean, invstd, running_mean, running_var, inferred
+    return [np.ascontiguousarray(a).tobytes() for a in (*arrays, *gradients, *frozen)]
+
+
+def nasty(shape, dtype):
+    """A batch with outliers, constants, infinities and scales in some channels."""
+    x = batch(shape, dtype)
+    flat = x.reshape(-1)
+    flat[0] = 1e4
+    flat[flat.size // 2] = -1e9
+    return x
+
+
+@pytest.mark.parametrize(("shape", "layout"), SHAPES, ids=IDS)
+def test_levels_and_threads(dtype, shape, layout):
+    x, dy = nasty(shape, dtype), batch(shape, dtype, 1)
+    expected = None
+    for level, threads in itertools.product(_dispatch.runnable(), [1, 2, 3, 64]):
+        with _dispatch.using(level), fastbn.threads(threads):
+            actual = results(x, dy, layout)
+        expected = expected or actual
+        assert actual == expected, (level, threads)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((6, 5, 130, 131), None),
+        ((40, 300, 7, 7), None),
+        ((2, 1, 700, 700), None),
+        ((9, 120, 121, 8), "NHWC"),
+        ((3000, 1030), None),
+        ((16, 34, 130, 131), None),
+        ((17, 130, 131, 34), "NHWC"),
+    ],
+)
+def test_levels_and_threads_where_tasks_are_many(dtype, shape, layout):
+    test_levels_and_threads(dtype, shape, layout)
+
+
+def test_runs(level):
+    x, dy = nasty((20, 33, 15, 15), "float32"), batch((20, 33, 15, 15), "float32", 1)
+    with fastbn.threads(2):
+        assert len({tuple(results(x, dy)) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize(("shape", "layout"), [((5, 6, 21, 21), None), ((5, 21, 21, 6), "NHWC")])
+def test_alignment_and_out(level, dtype, shape, layout):
+    x, dy = nasty(shape, dtype), batch(shape, dtype, 1)
+    expected = results(x, dy, layout)
+    for offset in range(0, 64, x.itemsize):
+        moved, moved_dy, out = (Guarded(shape, dtype, offset) for _ in range(3))
+        moved.array[...] = x
+        moved_dy.array[...] = dy
+        assert results(moved.array, moved_dy.array, layout, out.array) == expected
+        assert moved.intact()
+        assert moved_dy.intact()
+        assert out.intact()
+
+
+def test_alignment_of_streamed_output(level):
+    shape = (16, 34, 130, 131)
+    x = batch(shape, "float32")
+    mean, var = np.zeros(34), np.ones(34)
+    expected = fastbn.batch_norm(x, mean, var).tobytes()
+    for offset in (0, 4, 20, 60):
+        out = Guarded(shape, "float32", offset)
+        fastbn.batch_norm(x, mean, var, out=out.array)
+        assert out.array.tobytes() == expected
+        assert out.intact()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((5, 6, 21, 21), None), ((5, 21, 21, 6), "NHWC"), ((70, 100), None), ((8, 200, 7, 7), None),
+     ((16, 34, 130, 131), None)],
+)  # fmt: skip
+def test_in_place(level, dtype, shape, layout):
+    x, dy = nasty(shape, dtype), batch(shape, dtype, 1)
+    y, mean, invstd = fastbn.batch_norm_forward(x, layout=layout)
+    z = x.copy()
+    assert fastbn.batch_norm_forward(z, layout=layout, out=z)[0] is z
+    assert z.tobytes() == y.tobytes()
+    for training in (True, False):
+        dx = fastbn.batch_norm_backward(dy, x, mean, invstd, training=training, layout=layout)[0]
+        for overwritten in (0, 1):
+            operands = [dy.copy(), x.copy()]
+            fastbn.batch_norm_backward(
+                *operands, mean, invstd, training=training, layout=layout,
+                out=operands[overwritten],
+            )  # fmt: skip
+            assert operands[overwritten].tobytes() == dx.tobytes()
+
+
+@pytest.mark.parametrize("order", ["sliced", "reversed", "cropped", "swapped", "misaligned"])
+@pytest.mark.parametrize("shape", [(6, 5, 9, 8), (40, 3, 5, 7), (3, 2, 40, 41)])
+@pytest.mark.parametrize("last", [False, True])
+def test_strides_do_not_matter_but_their_order(level, dtype, order, shape, last):
+    x, dy = nasty(shape, dtype), batch(shape, dtype, 1)
+    if last:
+        x, dy = in_order(x, "channels last"), in_order(dy, "channels last")
+    strided = [
+        np.moveaxis(in_order(np.moveaxis(a, 1, -1), order), -1, 1) if last else in_order(a, order)
+        for a in (x, dy)
+    ]
+    assert results(*strided) == results(x, dy)
+
+
+def test_a_neighbours_nan_changes_nothing(level, dtype):
+    for shape in [(40, 37), (20, 9, 7, 7), (4, 9, 50, 50)]:
+        x = batch(shape, dtype)
+        spoiled = x.copy()
+        spoiled[3, 4] = np.nan
+        spoiled[2, 6] = np.inf
+        clean = np.delete(np.arange(shape[1]), [4, 6])
+        a, b = fastbn.batch_norm_forward(x), fastbn.batch_norm_forward(spoiled)
+        assert a[0][:, clean].tobytes() == b[0][:, clean].tobytes()
+        assert a[1][clean].tobytes() == b[1][clean].tobytes()
+        da = fastbn.batch_norm_backward(x, x, a[1], a[2])
+        db = fastbn.batch_norm_backward(spoiled, spoiled, b[1], b[2])
+        for grad_a, grad_b in zip(da, db, strict=True):
+            grad_a, grad_b = (
+                np.moveaxis(grad_a, 1 if grad_a.ndim > 1 else 0, 0),
+                np.moveaxis(grad_b, 1 if grad_b.ndim > 1 else 0, 0),
+            )
+            assert grad_a[clean].tobytes() == grad_b[clean].tobytes()
+
+
+@pytest.fixture
+def flushing():
+    """The calling thread rounds upwards and flushes subnormals, as x86 can."""
+    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
+        pytest.skip("sets the control register of an x86 CPU through glibc's fenv_t")
+    libm = ctypes.CDLL("libm.so.6")
+    before, changed = (ctypes.c_uint32 * 8)(), (ctypes.c_uint32 * 8)()
+    libm.fegetenv(before)
+    libm.fegetenv(changed)
+    changed[7] |= 0x8040 | 0x4000
+    yield lambda on: libm.fesetenv(changed if on else before)
+    libm.fesetenv(before)
+
+
+def test_the_floating_point_environment_of_the_caller(level, dtype, flushing):
+    tiny = 1e-40 if dtype == "float32" else 1e-310
+    for scale, threads in itertools.product([1.0, tiny], [1, 2]):
+        x, dy = batch((300, 133), dtype) * scale, batch((300, 133), dtype, 1)
+        x = x.astype(dtype)
+        mean, invstd = np.zeros(133), np.ones(133)
+        found = []
+        with fastbn.threads(threads):
+            for on in (False, True):
+                flushing(on)
+                try:
+                    found.append(
+                        [
+                            fastbn.batch_stats(x).to_array(),
+                            *fastbn.batch_norm_forward(x),
+                            *fastbn.batch_norm_backward(dy, x, mean, invstd),
+                            fastbn.batch_norm(x, mean, invstd, eps=0.0),
+                        ]
+                    )
+                    # NumPy shows that the register is still as the caller set it.
+                    assert (np.array([tiny], dtype) * np.ones(1, dtype) == 0).all() == on
+                finally:
+                    flushing(False)
+        for a, b in zip(*found, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_subnormals_survive_the_import():
+    tiny = np.array([1e-42], np.float32)
+    assert (tiny * np.ones(1, np.float32) != 0).all()

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every operation against the oracle: level x dtype x shape x memory order x threads."""
+
+import numpy as np
+import oracle
+import pytest
+from arrays import IDS, ORDERS, SHAPES, batch, channels_of, in_order
+
+import fastbn
+
+TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
+ROOM = {"float32": 3e-7, "float64": 1e-14}
+
+
+def vectors(channels, dtype, seed=3):
+    rng = np.random.default_rng(seed)
+    weight = rng.uniform(0.5, 1.5, channels).astype(dtype)
+    return weight, rng.uniform(-1, 1, channels).astype(dtype)
+
+
+def close(actual, expected, dtype, scale=1.0):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize(("shape", "layout"), SHAPES, ids=IDS)
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+def test_shapes(level, dtype, shape, layout, threads):
+    fastbn.set_num_threads(threads)
+    check(batch(shape, dtype), batch(shape, dtype, 1, 0.1, 1.0), dtype, layout)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dy_order", ["C", "channels last", "cropped"])
+@pytest.mark.parametrize("shape", [(6, 5, 4, 9), (20, 3, 5, 6), (4, 8), (3, 2, 40, 41)])
+def test_memory_orders(level, dtype, order, dy_order, shape):
+    x = in_order(batch(shape, dtype), order)
+    dy = in_order(batch(shape, dtype, 1, 0.1, 1.0), dy_order)
+    y = check(x, dy, dtype, None)
+    if order not in ("swapped", "misaligned", "cropped", "sliced", "reversed"):
+        assert y.strides == np.empty_like(x).strides
+    assert y.dtype == dtype
+
+
+def check(x, dy, dtype, layout):
+    channels = channels_of(x.shape, layout)
+    weight, bias = vectors(channels, dtype)
+    mean, var = oracle.stats(x, layout)
+    n = x.size // channels
+    unbiased = var * n / (n - 1)
+
+    stats = fastbn.batch_stats(x, layout=layout)
+    np.testing.assert_array_equal(stats.count, n)
+    np.testing.assert_allclose(stats.mean, mean, rtol=0, atol=ROOM[dtype] * 10)
+    np.testing.assert_allclose(stats.var(), var, rtol=ROOM[dtype])
+
+    old_mean, old_var = vectors(channels, dtype, 4)
+    old_var += 2
+    running_mean, running_var = old_mean.copy(), old_var.copy()
+    y, saved_mean, saved_invstd = fastbn.batch_norm_forward(
+        x, weight, bias, running_mean=running_mean, running_var=running_var, momentum=0.3,
+        layout=layout,
+    )  # fmt: skip
+    close(y, oracle.normalise(x, mean, var, weight, bias, layout=layout), dtype, 2)
+    np.testing.assert_allclose(saved_mean, mean, rtol=0, atol=ROOM[dtype] * 10)
+    np.testing.assert_allclose(saved_invstd, 1 / np.sqrt(var + 1e-5), rtol=ROOM[dtype])
+    close(running_mean, oracle.running(old_mean, mean, 0.3), dtype)
+    close(running_var, oracle.running(old_var, unbiased, 0.3), dtype, 4)
+
+    close(
+        fastbn.batch_norm(x, old_mean, old_var, weight, bias, layout=layout),
+        oracle.normalise(x, old_mean, old_var, weight, bias, layout=layout),
+        dtype,
+        2,
+    )
+    invstd = 1 / np.sqrt(var + 1e-5)
+    for training in (True, False):
+        dx, dweight, dbias = fastbn.batch_norm_backward(
+            dy, x, mean, invstd, weight, training=training, layout=layout
+        )
+        expected = oracle.backward(dy, x, mean, invstd, weight, training, layout)
+        # Two values per channel: dx is a difference that cancels, times invstd.
+        room = 1 + invstd.max() * weight.max() * (4 if n < 8 else 1)
+        close(dx, expected[0], dtype, room)
+        size = np.abs(dy).astype(np.float64).sum()
+        close(dweight, expected[1], dtype, size)
+        close(dbias, expected[2], dtype, size)
+        assert dx.dtype == dtype
+        assert dweight.dtype == dbias.dtype == weight.dtype
+    return y
+
+
+@pytest.mark.parametrize("shape", [(16, 34, 130, 131), (17, 130, 131, 34)])
+def test_larger_than_the_cache(level, shape):
+    # Above 32 MB: streaming stores, whole phases instead of tile by tile.
+    layout = "NHWC" if shape[-1] == 34 else None
+    check(batch(shape, "float32"), batch(shape, "float32", 1), "float32", layout)
+
+
+@pytest.mark.parametrize("parameters", ["float32", "float64"])
+def test_dtypes_of_parameters_are_free(dtype, parameters):
+    x = batch((8, 3, 5), dtype)
+    weight, bias = vectors(3, parameters)
+    running_mean, running_var = np.zeros(3, parameters), np.ones(3, parameters)
+    y, mean, invstd = fastbn.batch_norm_forward(
+        x, weight, bias, running_mean=running_mean, running_var=running_var
+    )
+    assert y.dtype == dtype
+    assert mean.dtype == invstd.dtype == np.float64
+    dx, dweight, dbias = fastbn.batch_norm_backward(x, x, mean, invstd, weight)
+    assert dx.dtype == dtype
+    assert dweight.dtype == dbias.dtype == parameters
+    _, dweight, _ = fastbn.batch_norm_backward(x, x, mean, invstd)
+    assert dweight.dtype == dtype
+    narrow = fastbn.batch_norm_backward(
+        x, x, mean.astype(np.float32), invstd.astype(np.float32), weight
+    )
+    np.testing.assert_allclose(narrow[0], dx, atol=1e-5)
+
+
+def test_the_biases_of_the_two_variances():
+    x = np.array([[1.0], [2.0], [6.0]])
+    running_mean, running_var = np.zeros(1), np.zeros(1)
+    y = fastbn.batch_norm(x, running_mean, running_var, training=True, momentum=1.0, eps=1e-300)
+    assert running_var[0] == pytest.approx(x.var(ddof=1))
+    assert y.std() == pytest.approx(1.0)
+    assert running_mean[0] == pytest.approx(3.0)
+
+
+def test_eps_is_inside_the_root():
+    y = fastbn.batch_norm(np.full((1, 1), 3.0), np.ones(1), np.full(1, 3.0), eps=1.0)
+    assert y[0, 0] == 1.0
+
+
+def test_one_running_array_alone():
+    x = batch((5, 2), "float32")
+    for name in ("running_mean", "running_var"):
+        running = np.zeros(2, np.float32)
+        fastbn.batch_norm_forward(x, **{name: running})
+        assert running.all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (0, 0)])
+def test_empty(dtype, shape):
+    x = np.empty(shape, dtype)
+    channels = shape[1]
+    running_mean, running_var = np.full(channels, 3.0), np.full(channels, 4.0)
+    y, mean, invstd = fastbn.batch_norm_forward(
+        x, running_mean=running_mean, running_var=running_var
+    )
+    assert y.shape == shape
+    assert (running_mean == 3).all()
+    assert (running_var == 4).all()
+    assert (mean == 0).all()
+    assert np.isnan(invstd).all()
+    y, mean, invstd = fastbn.batch_norm_forward(
+        x, running_mean=running_mean, running_var=running_var, training=False, eps=0.0
+    )
+    assert (mean == 3).all()
+    assert (invstd == 0.5).all()
+    dx, dweight, dbias = fastbn.batch_norm_backward(x, x, mean, invstd)
+    assert dx.shape == shape
+    assert (dweight == 0).all()
+    assert (dbias == 0).all()
+    stats = fastbn.batch_stats(x)
+    assert (stats.count == 0).all()
+    assert (stats.mean == 0).all()
+    assert np.isnan(stats.var()).all()
+
+
+def test_a_single_value_can_be_normalised_with_running_statistics(dtype):
+    y = fastbn.batch_norm(np.full((1, 2), 5, dtype), np.ones(2), np.ones(2), eps=0)
+    assert (y == 4).all()
+
+
+def test_broadcast_arrays_and_no_copy_of_them():
+    row = batch((5,), "float32")
+    x = np.broadcast_to(row, (7, 5))
+    stats = fastbn.batch_stats(x)
+    np.testing.assert_array_equal(stats.mean, row)
+    np.testing.assert_array_equal(stats.m2, 0)
+    everything = np.broadcast_to(np.float32(2.5), (3, 4, 6, 6))
+    y, mean, _ = fastbn.batch_norm_forward(everything, bias=np.arange(4.0))
+    assert (mean == 2.5).all()
+    assert (y == np.arange(4.0)[:, None, None]).all()
+
+
+def test_more_elements_than_an_int_counts():
+    x = np.broadcast_to(np.arange(3, dtype=np.float32), (2**30 + 1, 3))
+    stats = fastbn.batch_stats(x)
+    assert (stats.count == 2**30 + 1).all()
+    np.testing.assert_array_equal(stats.mean, np.arange(3))
+    np.testing.assert_array_equal(stats.m2, 0)
+
+
+def test_what_runs_without_a_copy():
+    # The slab of such a view cannot be told from a copy by values, but by memory.
+    import tracemalloc
+
+    x = batch((8, 16, 32, 32), "float32")
+    nhwc = batch((8, 32, 32, 16), "float32")
+    views = {
+        "planes": x,
+        "batch slice": x[::2],
+        "channel slice": x[:, 2:9],
+        "channels reversed": x[:, ::-1],
+        "batch reversed": x[::-1],
+        "fewer rows of a plane": x[:, :, :1],
+        "NHWC memory": nhwc.transpose(0, 3, 1, 2),
+        "NHWC batch slice": nhwc.transpose(0, 3, 1, 2)[::2],
+        "NHWC batch reversed": nhwc.transpose(0, 3, 1, 2)[::-1],
+        "NHWC channel slice": nhwc.transpose(0, 3, 1, 2)[:, 3:8],
+        "Fortran": np.asfortranarray(x),
+    }
+    for name, view in views.items():
+        out = np.empty_like(view)
+        tracemalloc.start()
+        fastbn.batch_norm(view, np.zeros(view.shape[1]), np.ones(view.shape[1]), out=out)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < view.nbytes // 4, name
