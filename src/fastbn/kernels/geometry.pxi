@@ -43,6 +43,10 @@ cdef inline Py_ssize_t count_channels(const Job* job, Py_ssize_t tile) noexcept 
     return minimum(job.plan.tile_channels, job.view.channels - first_channel(job, tile))
 
 
+cdef inline Py_ssize_t count_per_channel(const Job* job) noexcept nogil:
+    return job.view.outer * job.view.middle * job.view.inner
+
+
 cdef inline Py_ssize_t columns_per_channel(const Job* job) noexcept nogil:
     return RUN_COLUMNS if job.plan.long_runs else job.view.inner
 

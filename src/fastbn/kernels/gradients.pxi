@@ -54,6 +54,19 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
     fp_leave(saved)
 
 
+cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t channel,
+                             Columns* columns, double* s, double* q) noexcept nogil:
+    # One channel of a block in float64.
+    cdef WideColumns wide
+    cdef Py_ssize_t j, width = columns_per_channel(job)
+    for j in range(width):
+        wide.scale[j] = coefficient(job, SCALE)[channel]
+        wide.pivot[j] = coefficient(job, PIVOT)[channel]
+        wide.invstd[j] = coefficient(job, INVSTD)[channel]
+    sum_block(job, block, channel, 1, &wide, columns, True)
+    fold_columns(columns, 1, width, s, q)
+
+
 cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
                                    Columns* columns, double* s, double* q) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile)
@@ -68,16 +81,12 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
-        memset(columns.s, 0, channels * width * sizeof(double))
-        memset(columns.q, 0, channels * width * sizeof(double))
-        sum_block(job, &block, channel, channels, columns, True)
+        sum_block(job, &block, channel, channels, NULL, columns, True)
         fold_columns(columns, channels, width, s, q)
         for c in range(channels):
             # Sums that overflowed in `real`, or that are truly infinite.
             if s[c] - s[c] != 0.0 or q[c] - q[c] != 0.0:
-                sum_wide(job, &block, channel + c, True, coefficient(job, SCALE)[channel + c],
-                         coefficient(job, PIVOT)[channel + c],
-                         coefficient(job, INVSTD)[channel + c], columns, &s[c], &q[c])
+                sum_gradient_again(job, &block, channel + c, columns, &s[c], &q[c])
             s_sum[c] += s[c]
             q_sum[c] += q[c]
 
@@ -104,11 +113,9 @@ cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
 cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # -> dbias = sum dy, dweight = sum dy * xhat, and the coefficients of dx.
     cdef Py_ssize_t c, segment
-    cdef double count = 0.0, s, q, rest, mean_dy, slope
+    cdef double count = <double>count_per_channel(job), s, q, rest, mean_dy, slope
     cdef real shift
     cdef fp_state saved = fp_enter()
-    for segment in range(job.plan.segments):
-        count += <double>count_in_segment(job, segment)
     for c in range(c0, c1):
         s = 0.0
         q = 0.0

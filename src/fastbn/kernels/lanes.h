@@ -149,23 +149,33 @@ static inline ptrdiff_t to_alignment(const elem *p)
 #ifdef FASTBN_FLOAT64
 static inline wides widen(lanes v, int half) { (void)half; return v; }
 #else
-typedef float half_lanes __attribute__((vector_size(VECTOR_BYTES / 2)));
+/* Vector conversions of GCC 12 go by halves of halves: hence intrinsics. */
 #if VECTOR_BYTES == 64
-#define LOW_HALF 0, 1, 2, 3, 4, 5, 6, 7
-#define HIGH_HALF 8, 9, 10, 11, 12, 13, 14, 15
-#elif VECTOR_BYTES == 32
-#define LOW_HALF 0, 1, 2, 3
-#define HIGH_HALF 4, 5, 6, 7
-#else
-#define LOW_HALF 0, 1
-#define HIGH_HALF 2, 3
-#endif
 static inline wides widen(lanes v, int half)
 {
-    half_lanes h = half ? __builtin_shufflevector(v, v, HIGH_HALF)
-                        : __builtin_shufflevector(v, v, LOW_HALF);
+    return (wides)_mm512_cvtps_pd(half ? _mm512_extractf32x8_ps((__m512)v, 1)
+                                       : _mm512_castps512_ps256((__m512)v));
+}
+#elif VECTOR_BYTES == 32
+static inline wides widen(lanes v, int half)
+{
+    return (wides)_mm256_cvtps_pd(half ? _mm256_extractf128_ps((__m256)v, 1)
+                                       : _mm256_castps256_ps128((__m256)v));
+}
+#elif defined(__SSE2__)
+static inline wides widen(lanes v, int half)
+{
+    __m128 x = (__m128)v;
+    return (wides)_mm_cvtps_pd(half ? _mm_movehl_ps(x, x) : x);
+}
+#else
+typedef float half_lanes __attribute__((vector_size(VECTOR_BYTES / 2)));
+static inline wides widen(lanes v, int half)
+{
+    half_lanes h = half ? __builtin_shufflevector(v, v, 2, 3) : __builtin_shufflevector(v, v, 0, 1);
     return __builtin_convertvector(h, wides);
 }
+#endif
 #endif
 
 static inline lanes select_lanes(lane_bits mask, lanes yes, lanes no)

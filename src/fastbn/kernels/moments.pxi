@@ -8,15 +8,17 @@ cdef extern from "float.h" nogil:
 
 cdef enum:
     PROBES = 5      # the pivot is the median of so many elements of the block
-    SPREAD = 4      # sums are trusted while sum (x - pivot)^2 <= SPREAD * M2
+    SPREAD = 4      # sums are trusted while sum (x - pivot)^2 <= SPREAD * M2 ...
+    SMALLEST_BLOCK = 32     # ... in blocks of more values than these
 
 cdef struct BlockMoments:
     double s[COLUMNS]
     double q[COLUMNS]
     double mean[COLUMNS]
     double m2[COLUMNS]
+    double start[COLUMNS]
+    int good[COLUMNS]
     real pivot[COLUMNS + PADDING]
-    elem probe[PROBES][COLUMNS]
 
 
 cdef inline lanes median(lanes a, lanes b, lanes c, lanes d, lanes e) noexcept nogil:
@@ -25,8 +27,16 @@ cdef inline lanes median(lanes a, lanes b, lanes c, lanes d, lanes e) noexcept n
     return larger(smaller(f, g), smaller(e, larger(f, g)))
 
 
-cdef inline lanes load_upto(const elem* p, Py_ssize_t n) noexcept nogil:
-    return load(p) if n >= WIDTH else load_part(p, n)
+cdef inline lanes one_of_each(const elem* p, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+    # The same element of up to WIDTH channels.
+    cdef elem scratch[WIDTH]
+    cdef Py_ssize_t c
+    if stride == 1:
+        return load(p) if n >= WIDTH else load_part(p, n)
+    n = minimum(WIDTH, n)
+    for c in range(n):
+        scratch[c] = p[c * stride]
+    return load_part(scratch, n)
 
 
 cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t channel,
@@ -34,56 +44,17 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
     # An element of the block, never a rounded mean: a constant channel then has
     # differences of exactly 0. The median, since one probe can be an outlier.
     cdef const elem* probe[PROBES]
-    cdef Py_ssize_t i, c, at, n = block.runs * block.length
-    cdef lanes pivot
-    for i in range(PROBES):
-        at = i * (n - 1) // (PROBES - 1)
-        probe[i] = element(job, &job.x, channel, block.run + at // block.length,
+    cdef lanes value[PROBES]
+    cdef Py_ssize_t i, k, c, at
+    for k in range(PROBES):
+        at = k * (block.runs * block.length - 1) // (PROBES - 1)
+        probe[k] = element(job, &job.x, channel, block.run + at // block.length,
                            block.offset + at % block.length)
-        if job.x.channel != 1:
-            for c in range(channels):
-                m.probe[i][c] = probe[i][c * job.x.channel]
-            probe[i] = m.probe[i]
     for i in range(steps(channels, WIDTH)):
         c = i * WIDTH
-        pivot = median(load_upto(probe[0] + c, channels - c), load_upto(probe[1] + c, channels - c),
-                       load_upto(probe[2] + c, channels - c), load_upto(probe[3] + c, channels - c),
-                       load_upto(probe[4] + c, channels - c))
-        store_real(m.pivot + c, pivot)
-
-
-cdef inline void fold_columns(const Columns* columns, Py_ssize_t channels, Py_ssize_t width,
-                              double* s, double* q) noexcept nogil:
-    cdef Py_ssize_t c
-    for c in range(channels):
-        s[c] = fold(columns.s + c * width, width)
-        q[c] = fold(columns.q + c * width, width)
-
-
-cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, bint gradient,
-                   double scale, double pivot, double invstd, Columns* columns,
-                   double* s, double* q) noexcept nogil:
-    # One channel of a block once more, in float64. It is still in the cache.
-    cdef Matrix x, dy
-    cdef Py_ssize_t run, width = columns_per_channel(job)
-    memset(columns.s, 0, width * sizeof(double))
-    memset(columns.q, 0, width * sizeof(double))
-    if job.plan.long_runs:
-        for run in range(block.run, block.run + block.runs):
-            x = long_matrix(job, &job.x, block, channel, run)
-            if gradient:
-                dy = long_matrix(job, &job.dy, block, channel, run)
-            wide_matrix(&x, &dy, gradient, scale, pivot, invstd, columns)
-            x = remainder_matrix(x, block.length)
-            if gradient:
-                dy = remainder_matrix(dy, block.length)
-            wide_matrix(&x, &dy, gradient, scale, pivot, invstd, columns)
-    else:
-        x = short_matrix(job, &job.x, block, channel, 1)
-        if gradient:
-            dy = short_matrix(job, &job.dy, block, channel, 1)
-        wide_matrix(&x, &dy, gradient, scale, pivot, invstd, columns)
-    fold_columns(columns, 1, width, s, q)
+        for k in range(PROBES):
+            value[k] = one_of_each(probe[k] + c * job.x.channel, job.x.channel, channels - c)
+        store_real(m.pivot + c, median(value[0], value[1], value[2], value[3], value[4]))
 
 
 cdef inline double squares(double s, double q, double n) noexcept nogil:
@@ -94,29 +65,56 @@ cdef inline double squares(double s, double q, double n) noexcept nogil:
 
 cdef inline bint trusted(double q, double m2, double n) noexcept nogil:
     # False too where q is NaN.
-    return (q >= n * SMALLEST_SQUARE) & (q <= SPREAD * m2) & (q <= DBL_MAX)
+    return ((n > SMALLEST_BLOCK) & (q >= n * SMALLEST_SQUARE) & (q <= SPREAD * m2)
+            & (q <= DBL_MAX))
+
+
+cdef inline void close_channels(Py_ssize_t c0, Py_ssize_t c1, double n, const double* pivot,
+                                BlockMoments* m) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(c0, c1):
+        m.mean[c] = pivot[c] + m.s[c] / n
+        m.m2[c] = squares(m.s[c], m.q[c], n)
+
+
+cdef void sum_again(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
+                    Py_ssize_t c1, double n, Columns* columns, BlockMoments* m) noexcept nogil:
+    # Channels [c0, c1) of a block in float64, around their first mean, if any.
+    cdef WideColumns wide
+    cdef Py_ssize_t c, j, width = columns_per_channel(job)
+    for c in range(c0, c1):
+        m.start[c] = m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
+        for j in range(width):
+            wide.pivot[(c - c0) * width + j] = m.start[c]
+    sum_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
+    fold_columns(columns, c1 - c0, width, m.s + c0, m.q + c0)
+    close_channels(c0, c1, n, m.start, m)
 
 
 cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t channel,
                              Py_ssize_t channels, Columns* columns,
                              BlockMoments* m) noexcept nogil:
-    cdef Py_ssize_t c, width = columns_per_channel(job)
+    # Sums -> mean and M2; once more, in float64, where the sums are not trusted.
+    cdef Py_ssize_t c, end
     cdef double n = <double>block.runs * <double>block.length
-    cdef double pivot
     cdef int good = 1
-    fold_columns(columns, channels, width, m.s, m.q)
+    fold_columns(columns, channels, columns_per_channel(job), m.s, m.q)
     for c in range(channels):
-        m.mean[c] = <double>m.pivot[c] + m.s[c] / n
-        m.m2[c] = squares(m.s[c], m.q[c], n)
-        good &= trusted(m.q[c], m.m2[c], n)
+        m.start[c] = <double>m.pivot[c]
+    close_channels(0, channels, n, m.start, m)
+    for c in range(channels):
+        m.good[c] = trusted(m.q[c], m.m2[c], n)
+        good &= m.good[c]
     if good:
         return
-    for c in range(channels):
-        if not trusted(m.q[c], m.m2[c], n):
-            pivot = m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
-            sum_wide(job, block, channel + c, False, 1.0, pivot, 1.0, columns, &m.s[c], &m.q[c])
-            m.mean[c] = pivot + m.s[c] / n
-            m.m2[c] = squares(m.s[c], m.q[c], n)
+    c = 0
+    while c < channels:
+        end = c + 1
+        if not m.good[c]:
+            while end < channels and not m.good[end]:
+                end += 1
+            sum_again(job, block, channel, c, end, n, columns, m)
+        c = end
 
 
 cdef inline void merge(Py_ssize_t channels, double n_a, double* mean_a, double* m2_a,
@@ -126,17 +124,26 @@ cdef inline void merge(Py_ssize_t channels, double n_a, double* mean_a, double* 
     cdef double n = n_a + n_b
     cdef double weight = n_b / n
     cdef double cross = n_a * weight
-    cdef double delta, near, far
+    cdef double delta
+    cdef long infinite = 0
     if n_a == 0.0:
         memcpy(mean_a, mean_b, channels * sizeof(double))
         memcpy(m2_a, m2_b, channels * sizeof(double))
         return
     for c in range(channels):
         delta = mean_b[c] - mean_a[c]
-        near = mean_a[c] + delta * weight
-        far = (mean_a[c] * n_a + mean_b[c] * n_b) / n   # an infinite mean stays infinite
-        mean_a[c] = near if delta - delta == 0.0 else far
+        infinite += delta - delta != 0.0
         m2_a[c] += m2_b[c] + delta * delta * cross
+    if not infinite:
+        for c in range(channels):
+            mean_a[c] += (mean_b[c] - mean_a[c]) * weight
+        return
+    for c in range(channels):
+        delta = mean_b[c] - mean_a[c]
+        if delta - delta == 0.0:
+            mean_a[c] += delta * weight
+        else:       # an infinite mean stays infinite
+            mean_a[c] = (mean_a[c] * n_a + mean_b[c] * n_b) / n
 
 
 cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
@@ -154,9 +161,7 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
         n = <double>block.runs * <double>block.length
         choose_pivots(job, &block, channel, channels, m)
         spread(columns.pivot, m.pivot, channels, width, channels * width)
-        memset(columns.s, 0, channels * width * sizeof(double))
-        memset(columns.q, 0, channels * width * sizeof(double))
-        sum_block(job, &block, channel, channels, columns, False)
+        sum_block(job, &block, channel, channels, NULL, columns, False)
         close_block(job, &block, channel, channels, columns, m)
         merge(channels, count, job.partial[0] + at, job.partial[1] + at, n, m.mean, m.m2)
         count += n
@@ -193,11 +198,9 @@ cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
 
 cdef void update_running(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # The running variance is unbiased, as in the paper's algorithm 2.
-    cdef Py_ssize_t segment, c
-    cdef double count = 0.0
+    cdef Py_ssize_t c
+    cdef double count = <double>count_per_channel(job)
     cdef fp_state saved = fp_enter()
-    for segment in range(job.plan.segments):
-        count += <double>count_in_segment(job, segment)
     for c in range(c0, c1):
         if job.running_mean != NULL:
             job.running_mean[c] = ((1.0 - job.momentum) * job.running_mean[c]

@@ -12,8 +12,8 @@
 
 cdef enum:
     ROWS = 16               # terms of a tree
-    SMALL_GROUP = 4         # the same in a small block, where fewer trees average
-    SMALL_BLOCK = 512       # their rounding errors out
+    SMALL_GROUP = 4         # the same in a channel of few values, where fewer trees
+    FEW_VALUES = 512        # average their rounding errors out
 
 cdef struct Columns:
     # What the columns of a tile are read with, and their sums.
@@ -171,38 +171,94 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
             sum_group(&g, rows, gradient, columns.s + first + j, columns.q + first + j)
 
 
+# The same sums in float64, for blocks where `real` will not do.
+
+cdef struct WideColumns:
+    double scale[COLUMNS]
+    double pivot[COLUMNS]
+    double invstd[COLUMNS]
+
+
+cdef inline void wide_term(elem x, elem dy, const WideColumns* wide, Py_ssize_t column,
+                           bint gradient, double* s, double* q) noexcept nogil:
+    if gradient:
+        s[0] = as_double(dy)
+        q[0] = s[0] * ((as_double(x) * wide.scale[column] - wide.pivot[column])
+                       * wide.invstd[column])
+    else:
+        s[0] = as_double(x) - wide.pivot[column]
+        q[0] = s[0] * s[0]
+
+
+cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, const WideColumns* wide,
+                             Columns* columns, Py_ssize_t first, bint gradient) noexcept nogil:
+    # Four rows at a time: a column by itself would be one long chain of sums.
+    cdef Py_ssize_t row, j
+    cdef (elem*) x0, x1, x2, x3, dy0, dy1, dy2, dy3
+    cdef double s0, s1, s2, s3, q0, q1, q2, q3
+    cdef double* s = columns.s + first
+    cdef double* q = columns.q + first
+    for row in range(0, x.rows - 3, 4):
+        x0, x1 = row_at(x, row), row_at(x, row + 1)
+        x2, x3 = row_at(x, row + 2), row_at(x, row + 3)
+        dy0, dy1 = row_at(dy, row), row_at(dy, row + 1)
+        dy2, dy3 = row_at(dy, row + 2), row_at(dy, row + 3)
+        for j in range(x.columns):
+            wide_term(x0[j], dy0[j], wide, first + j, gradient, &s0, &q0)
+            wide_term(x1[j], dy1[j], wide, first + j, gradient, &s1, &q1)
+            wide_term(x2[j], dy2[j], wide, first + j, gradient, &s2, &q2)
+            wide_term(x3[j], dy3[j], wide, first + j, gradient, &s3, &q3)
+            s[j] += (s0 + s1) + (s2 + s3)
+            q[j] += (q0 + q1) + (q2 + q3)
+    for row in range(x.rows & ~3, x.rows):
+        x0, dy0 = row_at(x, row), row_at(dy, row)
+        for j in range(x.columns):
+            wide_term(x0[j], dy0[j], wide, first + j, gradient, &s0, &q0)
+            s[j] += s0
+            q[j] += q0
+
+
+cdef inline void sum_matrices(const Matrix* x, const Matrix* dy, const WideColumns* wide,
+                              Columns* columns, Py_ssize_t first, Py_ssize_t group,
+                              bint gradient) noexcept nogil:
+    if wide != NULL:
+        wide_matrix(x, dy, wide, columns, first, gradient)
+    else:
+        sum_matrix(x, dy, columns, first, group, gradient)
+
+
 cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channel,
-                           Py_ssize_t channels, Columns* columns, bint gradient) noexcept nogil:
-    cdef Matrix x, dy, x_rest, dy_rest
+                           Py_ssize_t channels, const WideColumns* wide, Columns* columns,
+                           bint gradient) noexcept nogil:
+    # The sums of a block; with `wide` in float64.
+    cdef Matrix x, dy
+    cdef const Operand* other = &job.dy if gradient else &job.x
     cdef Py_ssize_t i, c, run, together
-    cdef Py_ssize_t group = SMALL_GROUP if block.runs * block.length <= SMALL_BLOCK else ROWS
+    cdef Py_ssize_t width = columns_per_channel(job)
+    cdef Py_ssize_t group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
+    memset(columns.s, 0, channels * width * sizeof(double))
+    memset(columns.q, 0, channels * width * sizeof(double))
     if job.plan.long_runs:
         for run in range(block.run, block.run + block.runs):
             x = long_matrix(job, &job.x, block, channel, run)
-            x_rest = remainder_matrix(x, block.length)
-            if gradient:
-                dy = long_matrix(job, &job.dy, block, channel, run)
-                dy_rest = remainder_matrix(dy, block.length)
-            sum_matrix(&x, &dy, columns, 0, group, gradient)
-            sum_matrix(&x_rest, &dy_rest, columns, 0, group, gradient)
+            dy = long_matrix(job, other, block, channel, run)
+            sum_matrices(&x, &dy, wide, columns, 0, group, gradient)
+            x = remainder_matrix(x, block.length)
+            dy = remainder_matrix(dy, block.length)
+            sum_matrices(&x, &dy, wide, columns, 0, group, gradient)
         return
-    together = neighbours(job, &job.x, channels)
-    if gradient:
-        together = minimum(together, neighbours(job, &job.dy, channels))
+    together = minimum(neighbours(job, &job.x, channels), neighbours(job, other, channels))
     for i in range(channels // together):
         c = i * together
         x = short_matrix(job, &job.x, block, channel + c, together)
-        if gradient:
-            dy = short_matrix(job, &job.dy, block, channel + c, together)
-        sum_matrix(&x, &dy, columns, c * job.view.inner, group, gradient)
+        dy = short_matrix(job, other, block, channel + c, together)
+        sum_matrices(&x, &dy, wide, columns, c * width, group, gradient)
 
 
 cdef inline double fold(const double* sums, Py_ssize_t n) noexcept nogil:
     # The sum of a channel's columns: eight running sums, then a tree.
     cdef double lane[8]
     cdef Py_ssize_t i, k
-    if n == 1:
-        return sums[0]
     for k in range(8):
         lane[k] = 0.0
     for i in range(0, n - 7, 8):
@@ -230,36 +286,13 @@ cdef inline void spread(real* columns, const real* values, Py_ssize_t channels,
         columns[j] = columns[j - n]
 
 
-# ---- the same sums of one channel in float64, for blocks where `real` fails ----
-
-cdef inline void wide_term(const elem* x, const elem* dy, bint gradient, double scale,
-                           double pivot, double invstd, double* s, double* q) noexcept nogil:
-    if gradient:
-        s[0] = as_double(dy[0])
-        q[0] = s[0] * ((as_double(x[0]) * scale - pivot) * invstd)
-    else:
-        s[0] = as_double(x[0]) - pivot
-        q[0] = s[0] * s[0]
-
-
-cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, bint gradient, double scale,
-                             double pivot, double invstd, Columns* columns) noexcept nogil:
-    cdef Py_ssize_t row, j, k, rows
-    cdef elem* xs[4]
-    cdef elem* dys[4]
-    cdef double s[4]
-    cdef double q[4]
-    for row in range(0, x.rows, 4):
-        rows = minimum(4, x.rows - row)
-        for k in range(rows):
-            xs[k] = row_at(x, row + k)
-            dys[k] = row_at(dy, row + k) if gradient else NULL
-        for j in range(x.columns):
-            for k in range(4):
-                s[k] = 0.0
-                q[k] = 0.0
-            for k in range(rows):
-                wide_term(xs[k] + j, dys[k] + j if gradient else NULL, gradient,
-                          scale, pivot, invstd, &s[k], &q[k])
-            columns.s[j] += (s[0] + s[1]) + (s[2] + s[3])
-            columns.q[j] += (q[0] + q[1]) + (q[2] + q[3])
+cdef inline void fold_columns(const Columns* columns, Py_ssize_t channels, Py_ssize_t width,
+                              double* s, double* q) noexcept nogil:
+    cdef Py_ssize_t c
+    if width == 1:
+        memcpy(s, columns.s, channels * sizeof(double))
+        memcpy(q, columns.q, channels * sizeof(double))
+        return
+    for c in range(channels):
+        s[c] = fold(columns.s + c * width, width)
+        q[c] = fold(columns.q + c * width, width)
