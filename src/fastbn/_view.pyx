@@ -200,6 +200,11 @@ def check_momentum(momentum):
     return checked_momentum(momentum)
 
 
+def check_flag(value, name):
+    """Return `value` as a bool, or raise."""
+    return bool(checked_flag(value, name))
+
+
 def check_vector(array, name, channels):
     """Raise unless `array` is float32 or float64 of shape (channels,)."""
     checked_vector(checked_array(array, name), name, channels)

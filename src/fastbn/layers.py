@@ -93,6 +93,8 @@ class BatchNorm:
         layout: str | None = None,
         dtype: DTypeLike = np.float32,
     ) -> None:
+        if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
+            raise TypeError(f"num_features: expected an integer, got {num_features!r}")
         self.num_features = operator.index(num_features)
         if self.num_features < 1:
             raise ValueError(f"num_features: expected at least 1, got {num_features}")
@@ -103,8 +105,8 @@ class BatchNorm:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
-        self.affine = bool(affine)
-        self.track_running_stats = bool(track_running_stats)
+        self.affine = _view.check_flag(affine, "affine")
+        self.track_running_stats = _view.check_flag(track_running_stats, "track_running_stats")
         self.training = True
         shape = self.num_features
         self.weight: Vector | None = np.ones(shape, self.dtype) if affine else None
@@ -322,7 +324,9 @@ class BatchNorm:
             _view.check_vector(state_dict[name], name, self.num_features)
         batches = self.num_batches_tracked
         if self.track_running_stats:
-            batches = operator.index(np.asarray(state_dict["num_batches_tracked"]).item())
+            batches = np.asarray(state_dict["num_batches_tracked"]).item()
+            if not isinstance(batches, int):
+                raise TypeError(f"num_batches_tracked: expected an integer, got {batches!r}")
         for name in vectors:
             getattr(self, name)[...] = state_dict[name]
         self.num_batches_tracked = batches

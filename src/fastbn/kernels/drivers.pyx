@@ -28,10 +28,12 @@ cdef enum:
     # Elements. The first three decide the order of additions: to change one
     # is to change results.
     COLUMNS = 1024              # columns of a tile, as in the leaves
+    RUN_COLUMNS = 16            # columns of a long run, as in the leaves
     BLOCK = 16384               # a block stays in L2 while it is worked on
     SEGMENT = 65536             # a task is worth waking a thread for
-    LONGEST_SHORT_RUN = 1024    # longer runs are cut into lanes
+    LONGEST_SHORT_RUN = 128     # longer runs are cut into lanes
     FEWEST_ROWS = 16            # fewer runs than these are long, too
+    NEIGHBOURS = 2048           # elements of long runs that are read in one go
     FEWEST_BLOCK_ROWS = 64
     # Bytes. These decide speed only.
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
@@ -62,8 +64,9 @@ cdef void plan(const View* view, Plan* p) noexcept nogil:
         return
     p.long_runs = view.inner > LONGEST_SHORT_RUN or (view.inner > 1 and runs < FEWEST_ROWS)
     if p.long_runs:
-        p.tile_channels = 1
-        p.block_runs = maximum(1, BLOCK // view.inner)
+        p.tile_channels = minimum(minimum(view.channels, ceil_div(NEIGHBOURS, view.inner)),
+                                  COLUMNS // RUN_COLUMNS)
+        p.block_runs = even_share(runs, maximum(1, BLOCK // (view.inner * p.tile_channels)), 1)
         p.block_length = even_share(view.inner, BLOCK, 16)
     else:
         p.tile_channels = minimum(view.channels, COLUMNS // view.inner)

@@ -9,8 +9,8 @@
 #
 # Rows (NHWC): a block is one matrix, a column is a channel.
 # Planes with short runs: the same, a channel owns `inner` neighbouring columns.
-# Planes with long runs: each run is one matrix of RUN_COLUMNS columns, and what
-# remains of it a second one with a single row.
+# Planes with long runs: each run is one matrix of RUN_COLUMNS columns, which the
+# channel owns, and what remains of it a second one with a single row.
 
 cdef struct Block:
     Py_ssize_t run, runs        # runs [run, run + runs) ...

@@ -24,7 +24,7 @@ ctypedef struct View:
 ctypedef struct Plan:
     # How the view is cut: by its four sizes and nothing else, since the order
     # of additions, and with it every bit of the result, follows from the cut.
-    bint long_runs              # one channel a tile, its runs cut into lanes
+    bint long_runs              # runs are cut into columns
     Py_ssize_t tile_channels    # channels that are worked on together
     Py_ssize_t tiles
     Py_ssize_t block_runs       # runs in a block ...

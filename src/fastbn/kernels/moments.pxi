@@ -14,9 +14,10 @@ cdef enum:
 cdef struct BlockMoments:
     double s[COLUMNS]
     double q[COLUMNS]
-    double mean[COLUMNS]
+    double origin[COLUMNS]
+    double start[COLUMNS]   # what was subtracted: the pivot, or a first mean
+    double mean[COLUMNS]    # less the origin
     double m2[COLUMNS]
-    double start[COLUMNS]
     int good[COLUMNS]
     real pivot[COLUMNS + PADDING]
 
@@ -57,6 +58,18 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
         store_real(m.pivot + c, median(value[0], value[1], value[2], value[3], value[4]))
 
 
+cdef inline void load_origins(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                              double* origin) noexcept nogil:
+    # Means are kept and merged as differences from an element of the channel: so
+    # they do not lose in float64 what the elements still have.
+    cdef Py_ssize_t c
+    cdef const elem* first = element(job, &job.x, channel, 0, 0)
+    cdef double value
+    for c in range(channels):
+        value = as_double(first[c * job.x.channel])
+        origin[c] = value if value - value == 0.0 else 0.0
+
+
 cdef inline double squares(double s, double q, double n) noexcept nogil:
     # M2 from sums around a pivot. Rounding can leave it below 0; NaN stays.
     cdef double m2 = q - s * (s / n)
@@ -69,11 +82,11 @@ cdef inline bint trusted(double q, double m2, double n) noexcept nogil:
             & (q <= DBL_MAX))
 
 
-cdef inline void close_channels(Py_ssize_t c0, Py_ssize_t c1, double n, const double* pivot,
+cdef inline void close_channels(Py_ssize_t c0, Py_ssize_t c1, double n,
                                 BlockMoments* m) noexcept nogil:
     cdef Py_ssize_t c
     for c in range(c0, c1):
-        m.mean[c] = pivot[c] + m.s[c] / n
+        m.mean[c] = (m.start[c] - m.origin[c]) + m.s[c] / n
         m.m2[c] = squares(m.s[c], m.q[c], n)
 
 
@@ -83,12 +96,12 @@ cdef void sum_again(const Job* job, const Block* block, Py_ssize_t channel, Py_s
     cdef WideColumns wide
     cdef Py_ssize_t c, j, width = columns_per_channel(job)
     for c in range(c0, c1):
-        m.start[c] = m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
+        m.start[c] = m.origin[c] + m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
         for j in range(width):
             wide.pivot[(c - c0) * width + j] = m.start[c]
     sum_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
     fold_columns(columns, c1 - c0, width, m.s + c0, m.q + c0)
-    close_channels(c0, c1, n, m.start, m)
+    close_channels(c0, c1, n, m)
 
 
 cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t channel,
@@ -101,7 +114,7 @@ cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t chan
     fold_columns(columns, channels, columns_per_channel(job), m.s, m.q)
     for c in range(channels):
         m.start[c] = <double>m.pivot[c]
-    close_channels(0, channels, n, m.start, m)
+    close_channels(0, channels, n, m)
     for c in range(channels):
         m.good[c] = trusted(m.q[c], m.m2[c], n)
         good &= m.good[c]
@@ -155,6 +168,7 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
     cdef Py_ssize_t b
     cdef double count = 0.0, n
     cdef Block block
+    load_origins(job, channel, channels, m.origin)
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
@@ -182,7 +196,7 @@ cdef void moments(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
 cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # The channels [c0, c1) of all segments, in the order of the segments.
     cdef Py_ssize_t segment, at, c
-    cdef double count = 0.0, n
+    cdef double count = 0.0, n, origin
     cdef fp_state saved = fp_enter()
     for segment in range(job.plan.segments):
         at = segment * job.view.channels + c0
@@ -190,8 +204,10 @@ cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
         merge(c1 - c0, count, job.mean + c0, job.m2 + c0,
               n, job.partial[0] + at, job.partial[1] + at)
         count += n
-    if job.var != NULL:
-        for c in range(c0, c1):
+    for c in range(c0, c1):
+        load_origins(job, c, 1, &origin)
+        job.mean[c] += origin
+        if job.var != NULL:
             job.var[c] = job.m2[c] / count
     fp_leave(saved)
 

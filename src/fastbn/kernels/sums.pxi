@@ -17,6 +17,7 @@ cdef enum:
 
 cdef struct Columns:
     # What the columns of a tile are read with, and their sums.
+    lanes aligned               # unused: the arrays begin where a register may
     real scale[COLUMNS + PADDING]
     real pivot[COLUMNS + PADDING]
     real invstd[COLUMNS + PADDING]
@@ -240,12 +241,13 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
     memset(columns.q, 0, channels * width * sizeof(double))
     if job.plan.long_runs:
         for run in range(block.run, block.run + block.runs):
-            x = long_matrix(job, &job.x, block, channel, run)
-            dy = long_matrix(job, other, block, channel, run)
-            sum_matrices(&x, &dy, wide, columns, 0, group, gradient)
-            x = remainder_matrix(x, block.length)
-            dy = remainder_matrix(dy, block.length)
-            sum_matrices(&x, &dy, wide, columns, 0, group, gradient)
+            for c in range(channels):
+                x = long_matrix(job, &job.x, block, channel + c, run)
+                dy = long_matrix(job, other, block, channel + c, run)
+                sum_matrices(&x, &dy, wide, columns, c * width, group, gradient)
+                x = remainder_matrix(x, block.length)
+                dy = remainder_matrix(dy, block.length)
+                sum_matrices(&x, &dy, wide, columns, c * width, group, gradient)
         return
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, other, channels))
     for i in range(channels // together):
@@ -273,15 +275,15 @@ cdef inline double fold(const double* sums, Py_ssize_t n) noexcept nogil:
 cdef inline void spread(real* columns, const real* values, Py_ssize_t channels,
                         Py_ssize_t width, Py_ssize_t period) noexcept nogil:
     # Repeats each channel's value over its columns, and the columns once more
-    # from the start for registers that reach past `period`.
+    # from the start for registers that reach past `period`. A store may reach
+    # past its channel, never past the padding; the next channel overwrites it.
     cdef Py_ssize_t c, j, n = channels * width
     if width == 1:
-        for c in range(channels):
-            columns[c] = values[c]
+        memcpy(columns, values, channels * sizeof(real))
     else:
         for c in range(channels):
-            for j in range(width):
-                columns[c * width + j] = values[c]
+            for j in range(steps(width, WIDTH)):
+                store_real(columns + c * width + j * WIDTH, splat(values[c]))
     for j in range(n, period + PADDING):
         columns[j] = columns[j - n]
 

@@ -9,6 +9,7 @@
 
 cdef struct Palette:
     # The coefficients of a tile's columns, once around and WIDTH further.
+    lanes aligned               # unused: the rows begin where a register may
     real row[COEFFICIENTS][COLUMNS + PADDING + PADDING]
     Py_ssize_t period
 
@@ -41,6 +42,18 @@ cdef inline Pen pen_at(const Palette* palette, Py_ssize_t column, bint gradient)
     return pen
 
 
+cdef inline Pen pen_of(const Job* job, Py_ssize_t channel, bint gradient) noexcept nogil:
+    cdef Pen pen
+    pen.scale = splat(coefficient(job, SCALE)[channel])
+    pen.pivot = splat(coefficient(job, PIVOT)[channel])
+    pen.gain = splat(coefficient(job, GAIN)[channel])
+    pen.shift = splat(coefficient(job, SHIFT)[channel])
+    if gradient:
+        pen.slope = splat(coefficient(job, SLOPE)[channel])
+        pen.rest = splat(coefficient(job, REST)[channel])
+    return pen
+
+
 cdef inline lanes forward(const Pen* pen, lanes x) noexcept nogil:
     return (x * pen.scale - pen.pivot) * pen.gain + pen.shift
 
@@ -58,21 +71,21 @@ cdef inline void write_part(const elem* x, const elem* dy, elem* out, Py_ssize_t
         store_part(out, forward(pen, load_part(x, n)), n)
 
 
-cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t n,
-                           const Palette* palette, bint single, bint gradient,
+cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t n, Pen pen,
+                           const Palette* palette, bint gradient,
                            bint streaming) noexcept nogil:
-    # n neighbouring elements from column 0 on, the columns repeating with the
-    # palette's period. single: all columns have the same coefficients.
+    # n neighbouring elements: all with `pen`; or, given a palette, from column 0
+    # on, the columns repeating with its period.
     cdef Py_ssize_t i = 0, column = 0
-    cdef Pen pen = pen_at(palette, 0, gradient)
     cdef lanes v
     if streaming:
         i = minimum(n, to_alignment(out))
         if i:
             write_part(x, dy, out, i, &pen, gradient)
-            column = i % palette.period
+            if palette != NULL:
+                column = i % palette.period
     while i + WIDTH <= n:
-        if not single:
+        if palette != NULL:
             pen = pen_at(palette, column, gradient)
             column += WIDTH
             if column >= palette.period:
@@ -87,9 +100,9 @@ cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t 
             store(out + i, v)
         i += WIDTH
     if i < n:
-        if not single:
+        if palette != NULL:
             pen = pen_at(palette, column, gradient)
-        write_part(x + i, dy + i if gradient else NULL, out + i, n - i, &pen, gradient)
+        write_part(x + i, dy + i, out + i, n - i, &pen, gradient)
 
 
 cdef inline void write_point(const Pen* pen, const elem* x, const elem* dy, elem* out,
@@ -118,8 +131,8 @@ cdef inline void write_rows(const Matrix* x, const Matrix* dy, const Matrix* out
             for k in range(4):
                 write_point(&pen, xs[k] + j, dys[k] + j, outs[k] + j, gradient)
     for row in range(x.rows & ~3, x.rows):
-        write_run(row_at(x, row), row_at(dy, row), row_at(out, row), n, palette, False, gradient,
-                  False)
+        write_run(row_at(x, row), row_at(dy, row), row_at(out, row), n,
+                  pen_at(palette, 0, gradient), palette, gradient, False)
 
 
 cdef inline bint gapless(const Matrix* m) noexcept nogil:
@@ -138,39 +151,39 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
     if job.view.inner == 1 and x.columns % PADDING == 0 and not streaming:
         write_rows(&x, &dy, &out, palette, gradient)
     elif gapless(&x) and gapless(&dy) and gapless(&out):
-        write_run(x.data, dy.data, out.data, x.rows * x.columns, palette, False, gradient,
-                  streaming)
+        write_run(x.data, dy.data, out.data, x.rows * x.columns, pen_at(palette, 0, gradient),
+                  palette, gradient, streaming)
     else:
         for row in range(x.rows):
-            write_run(row_at(&x, row), row_at(&dy, row), row_at(&out, row), x.columns, palette,
-                      False, gradient, streaming)
+            write_run(row_at(&x, row), row_at(&dy, row), row_at(&out, row), x.columns,
+                      pen_at(palette, 0, gradient), palette, gradient, streaming)
 
 
 cdef inline void write_long(const Job* job, const Block* block, Py_ssize_t channel,
-                            const Palette* palette, bint gradient,
-                            bint streaming) noexcept nogil:
-    cdef Py_ssize_t run
+                            Py_ssize_t channels, bint gradient, bint streaming) noexcept nogil:
+    cdef Py_ssize_t run, c
     cdef elem* x
     cdef elem* dy
     for run in range(block.run, block.run + block.runs):
-        x = element(job, &job.x, channel, run, block.offset)
-        dy = element(job, &job.dy, channel, run, block.offset) if gradient else x
-        write_run(x, dy, element(job, &job.out, channel, run, block.offset), block.length,
-                  palette, True, gradient, streaming)
+        for c in range(channel, channel + channels):
+            x = element(job, &job.x, c, run, block.offset)
+            dy = element(job, &job.dy, c, run, block.offset) if gradient else x
+            write_run(x, dy, element(job, &job.out, c, run, block.offset), block.length,
+                      pen_of(job, c, gradient), NULL, gradient, streaming)
 
 
 cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_ssize_t b1,
                             bint gradient, bint streaming) noexcept nogil:
+    # Blocks backwards: those that were read last are still in the cache.
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
     cdef Py_ssize_t i, c, b, together
     cdef Palette palette
     cdef Block block
     if job.plan.long_runs:
-        fill_palette(job, channel, 1, RUN_COLUMNS, gradient, &palette)
-        for b in range(b0, b1):
+        for b in range(b1 - 1, b0 - 1, -1):
             block = block_at(job, b)
-            write_long(job, &block, channel, &palette, gradient, streaming)
+            write_long(job, &block, channel, channels, gradient, streaming)
         return
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, &job.out, channels))
     if gradient:
@@ -178,7 +191,7 @@ cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_s
     for i in range(channels // together):
         c = i * together
         fill_palette(job, channel + c, together, job.view.inner, gradient, &palette)
-        for b in range(b0, b1):
+        for b in range(b1 - 1, b0 - 1, -1):
             block = block_at(job, b)
             write_short(job, &block, channel + c, together, &palette, gradient, streaming)
 

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The bars of docs/numerics.md, on the data that has broken other implementations."""
+
+import numpy as np
+import oracle
+import pytest
+
+import fastbn
+
+VARIANCE = 3e-7  # relative, float32
+WRITTEN = 5e-6  # absolute, of unit-variance data
+
+N, C = 1568, 40
+
+
+def datasets(n, channels, mean, seed=0):
+    """Unit-sized data around a mean, as (name, array of shape (n, channels))."""
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal((n, channels))
+
+    def changed(*edits):
+        x = z + mean
+        for where, value in edits:
+            x[where] = value
+        return x
+
+    yield "normal", z + mean
+    yield "sorted", np.sort(z, axis=0) + mean
+    yield "ramp", np.linspace(-1, 1, n)[:, None] + np.zeros(channels) + mean
+    yield "sparse", np.where(rng.random((n, channels)) < 2 / n + 0.01, z, 0) + mean
+    yield "bimodal", np.where(rng.random((n, channels)) < 0.5, 0.1, -0.3) + mean
+    yield "after ReLU", np.maximum(z, 0) + mean
+    yield "heavy tail", np.exp(2 * z) + mean
+    for name, place in ("first", 0), ("middle", n // 2), ("last", -1):
+        constant = np.full((n, channels), float(mean))
+        constant[place] += 1
+        yield f"constant plus one, {name}", constant
+        yield f"padded with a zero, {name}", changed((place, 0.0))
+        for sigmas in 10, 100, 1e4, 1e6:
+            yield f"outlier of {sigmas:g} sigma, {name}", changed((place, mean + sigmas))
+    yield "a tenth of padding", changed((slice(n // 10 + 1), 0.0))
+    yield "half of padding", changed((slice(n // 2, None), 0.0))
+    yield "three outliers", changed((0, 1e4), (n // 4, -1e3), (n // 2, 1e5))
+
+
+def variance_error(x, layout=None):
+    """The largest relative error of a channel's variance; a constant must give 0."""
+    axis = oracle.channel_axis(x.ndim, layout)
+    wide = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.longdouble)
+    exact = wide.var(1)
+    found = fastbn.batch_stats(x, layout=layout).var()
+    assert (found[exact == 0] == 0).all()
+    return float((np.abs(found - exact) / np.where(exact == 0, 1, exact)).max())
+
+
+def layouts(rows):
+    """The same channels as rows, as one long run each, and as short planes."""
+    n, channels = rows.shape
+    yield rows
+    yield np.ascontiguousarray(rows.T)[None]
+    if n % 32 == 0 and n > 32:
+        yield np.ascontiguousarray(rows.reshape(32, n // 32, channels).transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("mean", [0, 1, 1e3, 1e5])
+@pytest.mark.parametrize("n", [2, 3, 8, 33, 64, 100, 513, N, 40_000])
+def test_variance(level, n, mean):
+    for name, data in datasets(n, C if n < 5000 else 8, mean):
+        for x in layouts(data.astype(np.float32)):
+            assert variance_error(x) <= VARIANCE, (name, x.shape)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e18, 1e30, 1e37])
+def test_variance_at_any_scale(level, scale):
+    for name, data in datasets(N, C, 0):
+        with np.errstate(over="ignore", under="ignore"):
+            x = (np.clip(data, -9, 9) * scale).astype(np.float32)
+        for array in layouts(x):
+            assert variance_error(array) <= VARIANCE, name
+
+
+def test_float64_to_rounding(level):
+    for mean in 0, 1e5, 1e10:
+        for name, data in datasets(N, C, mean):
+            for x in layouts(data):
+                assert variance_error(x) <= 2e-15, name
+
+
+@pytest.mark.parametrize("mean", [0, 1, 1e3, 1e5])
+@pytest.mark.parametrize("shape", [(64, 40), (8, 40, 14, 14), (2, 8, 100, 100)])
+def test_writes(level, mean, shape):
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal(shape) + mean).astype(np.float32)
+    dy = rng.standard_normal(shape).astype(np.float32)
+    for array, gradient, layout in (
+        (x, dy, None),
+        (np.ascontiguousarray(np.moveaxis(x, 1, -1)), np.moveaxis(dy, 1, -1), "N...C"),
+    ):
+        exact_mean, exact_var = oracle.stats(array, layout)
+        y, saved_mean, saved_invstd = fastbn.batch_norm_forward(array, layout=layout)
+        expected = oracle.normalise(array, exact_mean, exact_var, layout=layout)
+        assert np.abs(y - expected).max() <= WRITTEN
+        dx = fastbn.batch_norm_backward(gradient, array, saved_mean, saved_invstd, layout=layout)
+        expected = oracle.backward(
+            gradient, array, exact_mean, 1 / np.sqrt(exact_var + 1e-5), layout=layout
+        )
+        assert np.abs(dx[0] - expected[0]).max() <= WRITTEN
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize("shape", [(64, 40), (8, 40, 14, 14)])
+def test_writes_at_any_scale(level, scale, shape):
+    rng = np.random.default_rng(2)
+    x = (rng.standard_normal(shape) * scale).astype(np.float32)
+    dy = rng.standard_normal(shape).astype(np.float32)
+    mean, var = oracle.stats(x)
+    eps = 1e-100
+    y, saved_mean, saved_invstd = fastbn.batch_norm_forward(x, eps=eps)
+    assert np.abs(y - oracle.normalise(x, mean, var, eps=eps)).max() <= WRITTEN
+    invstd = 1 / np.sqrt(var + eps)
+    # dx is as large as 1 / scale: kept where float32 has such numbers.
+    with np.errstate(over="ignore"):
+        weight = np.full(40, min(1.0, scale * 1e10))
+        dx, dweight, _ = fastbn.batch_norm_backward(dy, x, saved_mean, saved_invstd, weight)
+        expected = oracle.backward(dy, x, mean, invstd, weight)
+    room = np.abs(expected[0]).max() * 1e-6 + 2e-45
+    assert np.abs(dx - expected[0]).max() <= room
+    assert np.abs(dweight - expected[1]).max() <= 1e-6 * np.abs(dy).sum()
+
+
+def test_constant_channels_are_exact(level, dtype):
+    for shape in [(2, 3), (200, 3), (30, 3, 7, 7), (2, 3, 60, 61)]:
+        for value in (0.1, -3.3, 1e-30, 1e30, 12345.678):
+            x = np.full(shape, value, dtype)
+            bias = np.array([1.5, -2.0, 0.1])
+            stats = fastbn.batch_stats(x)
+            assert (stats.var() == 0).all()
+            assert (stats.mean == x.flat[0]).all()
+            y, _, _ = fastbn.batch_norm_forward(x, bias=bias)
+            assert (np.moveaxis(y, 1, -1) == bias.astype(dtype)).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (5, 6, 7, 7), (32, 6, 7, 7), (2, 6, 50, 50)])
+def test_infinities_and_nans_as_numpy(level, dtype, shape):
+    x = np.random.default_rng(3).standard_normal(shape).astype(dtype)
+    x[0, 0], x[1, 1], x[0, 2], x[1, 2], x[1, 3] = np.inf, -np.inf, np.inf, -np.inf, np.nan
+    stats = fastbn.batch_stats(x)
+    axes = tuple(i for i in range(len(shape)) if i != 1)
+    with np.errstate(invalid="ignore"):
+        mean = x.mean(axes, dtype=np.float64)
+    np.testing.assert_allclose(stats.mean, mean, atol=1e-7)
+    assert np.isnan(stats.var()[:4]).all()
+    assert np.isfinite(stats.var()[4:]).all()
+
+
+def test_the_worst_case_of_the_bound(level):
+    """Data made for large rounding errors comes near the bound, and stays below.
+
+    docs/numerics.md: a term is rounded when it is squared, by at most u of
+    itself, in the same direction for equal terms; a pivot away from the mean
+    multiplies that by SPREAD at most. Two values, rare and common, reach it.
+    """
+    u = 2.0**-24
+    bound = (5 * 4 + 2 * 2 + 8 * 12**0.5) * u
+    worst = 0.0
+    rng = np.random.default_rng(4)
+    for share in (0.2, 0.3, 0.5):
+        where = rng.random((4096, 256)) < share
+        steps = (1 + rng.random(256)).astype(np.float32)
+        worst = max(worst, variance_error(np.where(where, steps, np.float32(0))))
+    assert worst <= VARIANCE < bound
+    assert worst >= u  # more than a fifth of what is allowed to happen in practice
+
+
+def test_float32_running_variance_of_huge_data_is_infinite():
+    x = np.random.default_rng(5).standard_normal((8, 2)).astype(np.float32) * np.float32(1e30)
+    running_var = np.ones(2, np.float32)
+    fastbn.batch_norm_forward(x, running_var=running_var)  # and without a warning
+    assert np.isinf(running_var).all()

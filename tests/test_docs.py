@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the documentation says is run: doctests, references to lines, the two commands."""
+
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import fastbn
+from fastbn import _dispatch, _threads, functional, layers, stats
+
+ROOT = Path(__file__).parent.parent
+PUBLIC = [getattr(fastbn, name) for name in fastbn.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("module", [functional, layers, stats, _dispatch, _threads])
+def test_docstrings(module):
+    finder = doctest.DocTestFinder()
+    runner = doctest.DocTestRunner()
+    tests = [test for test in finder.find(module) if test.examples]
+    assert tests
+    for test in tests:
+        runner.run(test)
+    assert runner.failures == 0
+
+
+def test_readme():
+    failed, attempted = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert attempted
+    assert failed == 0
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__name__)
+def test_public_docstrings_are_complete(thing):
+    documented = [thing]
+    if inspect.isclass(thing):
+        documented += [
+            member
+            for name, member in inspect.getmembers(thing, inspect.isroutine)
+            if not name.startswith("_")
+        ]
+    for item in documented:
+        text = inspect.getdoc(item)
+        assert "Examples\n--------\n>>> import" in text, item
+        if inspect.isfunction(item) or inspect.ismethod(item):
+            for name in inspect.signature(item).parameters:
+                assert name == "self" or re.search(rf"\b{name}\b", text), (item, name)
+
+
+def test_references_to_code_exist():
+    # `file: name` in the documents: the file is there and holds the name.
+    found = 0
+    for document in (ROOT / "docs").glob("*.md"):
+        for path, name in re.findall(
+            r"`([\w./]+\.(?:pxi|pyx|pxd|py|h)): (\w+)`", document.read_text()
+        ):
+            text = (ROOT / "src" / "fastbn" / path).read_text()
+            assert re.search(rf"\b{name}\b", text), (document.name, path, name)
+            found += 1
+    assert found >= 15
