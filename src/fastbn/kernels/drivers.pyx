@@ -37,6 +37,7 @@ cdef enum:
     FEWEST_BLOCK_ROWS = 64
     # Bytes. These decide speed only.
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
+    LARGE = 1 << 20                 # larger tensors are prefetched
     STREAMING_OUTPUT = 16 << 20     # larger outputs go past the cache
 
 
@@ -96,6 +97,7 @@ cdef int prepare(const Leaves* leaves, Job* job) noexcept nogil:
         return -1
     job.partial[1] = job.partial[0] + channels * job.plan.segments
     job.coefficients = job.partial[1] + channels * job.plan.segments
+    job.large = elements(job) * leaves.elem_size >= LARGE
     job.streaming = elements(job) * leaves.elem_size >= STREAMING_OUTPUT
     return 0
 

@@ -43,6 +43,7 @@ ctypedef struct Job:
     Operand x
     Operand dy
     Operand out
+    bint large                  # the tensor is too large for a core's own cache
     bint streaming              # `out` is too large for the cache
     bint training               # backward: gradient through the statistics
     double eps

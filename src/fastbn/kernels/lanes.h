@@ -56,6 +56,7 @@ enum {
     WIDTH = VECTOR_BYTES / sizeof(real),        /* numbers in a `lanes` */
     WIDE = VECTOR_BYTES / sizeof(double),       /* numbers in a `wides` */
     HALVES = sizeof(double) / sizeof(real),     /* `wides` that hold one `lanes` */
+    LINE = 64 / sizeof(elem),                   /* elements of a line of cache */
 };
 
 /* Squares below the first lose bits to underflow in `real`; the second is a
@@ -139,6 +140,10 @@ static inline void stream_end(void) { _mm_sfence(); }
 #else
 static inline void stream_end(void) { }
 #endif
+
+/* A hint: the line of memory at p, which may lie past the array. */
+static inline void prefetch(const elem *p, ptrdiff_t ahead)
+{ __builtin_prefetch((const char *)((uintptr_t)p + (uintptr_t)(ahead * (ptrdiff_t)sizeof(elem))), 0, 2); }
 
 /* How many elements from p to the next address a streaming store accepts. */
 static inline ptrdiff_t to_alignment(const elem *p)

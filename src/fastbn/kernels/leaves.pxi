@@ -42,6 +42,7 @@ cdef extern from "lanes.h" nogil:
         WIDTH
         WIDE
         HALVES
+        LINE
     double SMALLEST_SQUARE
     double LARGEST_SCALE
     double USUAL_SCALE
@@ -53,6 +54,7 @@ cdef extern from "lanes.h" nogil:
     void store_part(elem* p, lanes v, ptrdiff_t n)
     void stream(elem* p, lanes v)
     void stream_end()
+    void prefetch(const elem* p, ptrdiff_t ahead)
     ptrdiff_t to_alignment(const elem* p)
     lanes splat(real x)
     double as_double(elem x)

@@ -11,7 +11,7 @@
 # a neighbour's NaN can change its bits.
 
 cdef enum:
-    ROWS = 16               # terms of a tree
+    ROWS = 8               # terms of a tree
     SMALL_GROUP = 4         # the same in a channel of few values, where fewer trees
     FEW_VALUES = 512        # average their rounding errors out
 
@@ -75,15 +75,6 @@ cdef inline void sum8(const Group* g, Py_ssize_t row, bint gradient,
     q[0] = q0 + q1
 
 
-cdef inline void sum16(const Group* g, Py_ssize_t row, bint gradient,
-                       lanes* s, lanes* q) noexcept nogil:
-    cdef lanes s0, s1, q0, q1
-    sum8(g, row, gradient, &s0, &q0)
-    sum8(g, row + 8, gradient, &s1, &q1)
-    s[0] = s0 + s1
-    q[0] = q0 + q1
-
-
 cdef inline void deposit(double* sums, lanes v) noexcept nogil:
     cdef int half
     for half in range(HALVES):
@@ -96,15 +87,10 @@ cdef inline void sum_group(const Group* g, Py_ssize_t rows, bint gradient,
     cdef lanes s, q
     cdef Py_ssize_t row = 0
     if rows == ROWS:
-        sum16(g, 0, gradient, &s, &q)
+        sum8(g, 0, gradient, &s, &q)
         deposit(s_sums, s)
         deposit(q_sums, q)
         return
-    if rows & 8:
-        sum8(g, row, gradient, &s, &q)
-        deposit(s_sums, s)
-        deposit(q_sums, q)
-        row += 8
     if rows & 4:
         sum4(g, row, gradient, &s, &q)
         deposit(s_sums, s)
@@ -136,8 +122,18 @@ cdef inline void gather(const Matrix* m, Py_ssize_t row, Py_ssize_t rows, Py_ssi
             store_part(scratch + r * WIDTH, load_part(p, n), n)
 
 
+cdef inline void prefetch_group(const Group* g, Py_ssize_t rows, ptrdiff_t groups,
+                                bint gradient) noexcept nogil:
+    cdef Py_ssize_t row
+    for row in range(rows):
+        prefetch(g.x + row * g.x_step, groups * ROWS * g.x_step)
+        if gradient:
+            prefetch(g.dy + row * g.dy_step, groups * ROWS * g.dy_step)
+
+
 cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
-                            Py_ssize_t first, Py_ssize_t group, bint gradient) noexcept nogil:
+                            Py_ssize_t first, Py_ssize_t group, ptrdiff_t ahead,
+                            bint gradient) noexcept nogil:
     # Adds a matrix to the sums of the columns from `first` on, in trees of
     # `group` rows. Columns that a register has too many get terms of 0.
     cdef elem x_scratch[ROWS * WIDTH]
@@ -169,6 +165,8 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
                 if gradient:
                     g.dy = row_at(dy, row) + j
                     g.dy_step = dy.step
+                if ahead and rows == ROWS and j % LINE == 0:
+                    prefetch_group(&g, ROWS, ahead, gradient)
             sum_group(&g, rows, gradient, columns.s + first + j, columns.q + first + j)
 
 
@@ -221,11 +219,11 @@ cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, const WideColumn
 
 cdef inline void sum_matrices(const Matrix* x, const Matrix* dy, const WideColumns* wide,
                               Columns* columns, Py_ssize_t first, Py_ssize_t group,
-                              bint gradient) noexcept nogil:
+                              ptrdiff_t ahead, bint gradient) noexcept nogil:
     if wide != NULL:
         wide_matrix(x, dy, wide, columns, first, gradient)
     else:
-        sum_matrix(x, dy, columns, first, group, gradient)
+        sum_matrix(x, dy, columns, first, group, ahead, gradient)
 
 
 cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channel,
@@ -236,6 +234,9 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
     cdef const Operand* other = &job.dy if gradient else &job.x
     cdef Py_ssize_t i, c, run, together
     cdef Py_ssize_t width = columns_per_channel(job)
+    cdef ptrdiff_t ahead = 0
+    if job.large:
+        ahead = 16 if job.plan.long_runs else 4
     cdef Py_ssize_t group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
     memset(columns.s, 0, channels * width * sizeof(double))
     memset(columns.q, 0, channels * width * sizeof(double))
@@ -244,17 +245,17 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
             for c in range(channels):
                 x = long_matrix(job, &job.x, block, channel + c, run)
                 dy = long_matrix(job, other, block, channel + c, run)
-                sum_matrices(&x, &dy, wide, columns, c * width, group, gradient)
+                sum_matrices(&x, &dy, wide, columns, c * width, group, ahead, gradient)
                 x = remainder_matrix(x, block.length)
                 dy = remainder_matrix(dy, block.length)
-                sum_matrices(&x, &dy, wide, columns, c * width, group, gradient)
+                sum_matrices(&x, &dy, wide, columns, c * width, group, ahead, gradient)
         return
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, other, channels))
     for i in range(channels // together):
         c = i * together
         x = short_matrix(job, &job.x, block, channel + c, together)
         dy = short_matrix(job, other, block, channel + c, together)
-        sum_matrices(&x, &dy, wide, columns, c * width, group, gradient)
+        sum_matrices(&x, &dy, wide, columns, c * width, group, ahead, gradient)
 
 
 cdef inline double fold(const double* sums, Py_ssize_t n) noexcept nogil:
