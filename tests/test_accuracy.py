@@ -161,7 +161,7 @@ def test_the_worst_case_of_the_bound(level):
     multiplies that by SPREAD at most. Two values, rare and common, reach it.
     """
     u = 2.0**-24
-    bound = (5 * 4 + 2 * 2 + 8 * 12**0.5) * u
+    bound = (4 * 4 + 2 * 2 + 6 * 12**0.5) * u
     worst = 0.0
     rng = np.random.default_rng(4)
     for share in (0.2, 0.3, 0.5):

@@ -15,11 +15,19 @@ cdef inline real* coefficient(const Job* job, int which) noexcept nogil:
     return <real*>job.coefficients + which * job.view.channels
 
 
-cdef inline double scale_for(double mean, double invstd) noexcept nogil:
-    # An inverse power of two near the size of the data. NaN and Inf: 1.
+cdef inline double size_of(double mean, double invstd) noexcept nogil:
+    # The size of a channel's data: its mean or its deviation.
     cdef double size = 1.0 / invstd
-    if fabs(mean) > size:
-        size = fabs(mean)
+    return fabs(mean) if fabs(mean) > size else size
+
+
+cdef inline bint usual(double size) noexcept nogil:
+    # False too for 0, Inf and NaN.
+    return (size > 1.0 / USUAL_SCALE) & (size < USUAL_SCALE)
+
+
+cdef inline double scale_for(double size) noexcept nogil:
+    # An inverse power of two near the size of the data. NaN, Inf and 0: 1.
     if size > USUAL_SCALE and size <= DBL_MAX:
         return inverse_power_of_two(size if size < LARGEST_SCALE else LARGEST_SCALE)
     if size < 1.0 / USUAL_SCALE and size > 0.0:
@@ -27,30 +35,62 @@ cdef inline double scale_for(double mean, double invstd) noexcept nogil:
     return 1.0
 
 
+cdef inline double weight_of(const Job* job, Py_ssize_t c) noexcept nogil:
+    return 1.0 if job.weight == NULL else job.weight[c]
+
+
+cdef inline double bias_of(const Job* job, Py_ssize_t c) noexcept nogil:
+    return 0.0 if job.bias == NULL else job.bias[c]
+
+
+cdef void unusual_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
+    cdef double scale = scale_for(size_of(job.mean[c], job.invstd[c]))
+    cdef double mean = job.mean[c] * scale
+    cdef double invstd = job.invstd[c] / scale
+    cdef double gain = invstd * weight_of(job, c)
+    cdef double shift = bias_of(job, c)
+    cdef real pivot = <real>mean
+    if mean != <double>pivot:       # 0 * Inf would be NaN
+        shift -= (mean - <double>pivot) * gain
+    coefficient(job, SCALE)[c] = <real>scale
+    coefficient(job, PIVOT)[c] = pivot
+    coefficient(job, INVSTD)[c] = <real>invstd
+    coefficient(job, GAIN)[c] = <real>gain
+    coefficient(job, SHIFT)[c] = <real>shift
+
+
 cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    # For all channels as if they were usual, in loops that become vectors, and
+    # again for those that are not. The pivot is the mean as `real` has it; the
+    # rest of the mean goes into the shift.
+    cdef real* scale = coefficient(job, SCALE)
+    cdef real* pivot = coefficient(job, PIVOT)
+    cdef real* invstd = coefficient(job, INVSTD)
+    cdef real* gain = coefficient(job, GAIN)
+    cdef real* shift = coefficient(job, SHIFT)
     cdef Py_ssize_t c
-    cdef double scale, mean, invstd, gain, shift, rest
-    cdef real pivot
+    cdef long unusual = 0
     cdef fp_state saved = fp_enter()
-    for c in range(c0, c1):
-        if job.var != NULL:
+    if job.var != NULL:
+        for c in range(c0, c1):
             job.invstd[c] = 1.0 / sqrt(job.var[c] + job.eps)
-        scale = scale_for(job.mean[c], job.invstd[c])
-        mean = job.mean[c] * scale
-        invstd = job.invstd[c] / scale
-        gain = invstd if job.weight == NULL else invstd * job.weight[c]
-        shift = 0.0 if job.bias == NULL else job.bias[c]
-        # The pivot is the mean as `real` has it; the rest of the mean goes
-        # into the shift.
-        pivot = <real>mean
-        rest = mean - <double>pivot
-        if rest != 0.0:
-            shift -= rest * gain
-        coefficient(job, SCALE)[c] = <real>scale
-        coefficient(job, PIVOT)[c] = pivot
-        coefficient(job, INVSTD)[c] = <real>invstd
-        coefficient(job, GAIN)[c] = <real>gain
-        coefficient(job, SHIFT)[c] = <real>shift
+    for c in range(c0, c1):
+        scale[c] = 1.0
+    for c in range(c0, c1):
+        pivot[c] = <real>job.mean[c]
+    for c in range(c0, c1):
+        invstd[c] = <real>job.invstd[c]
+    for c in range(c0, c1):
+        gain[c] = <real>(job.invstd[c] * weight_of(job, c))
+    for c in range(c0, c1):
+        shift[c] = <real>(bias_of(job, c) - (job.mean[c] - <double>pivot[c])
+                          * (job.invstd[c] * weight_of(job, c)))
+    for c in range(c0, c1):
+        unusual += not usual(size_of(job.mean[c], job.invstd[c]))
+    if unusual:
+        for c in range(c0, c1):
+            if not usual(size_of(job.mean[c], job.invstd[c])):
+                unusual_coefficients(job, c)
     fp_leave(saved)
 
 
@@ -110,38 +150,51 @@ cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
     fp_leave(saved)
 
 
+cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
+    # What the pivot has left of the mean: the leaves' xhat lacks it.
+    cdef double rest = (<double>coefficient(job, PIVOT)[c]
+                        - job.mean[c] * <double>coefficient(job, SCALE)[c])
+    return rest * <double>coefficient(job, INVSTD)[c] if rest != 0.0 else 0.0
+
+
+cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
+    cdef double count = <double>count_per_channel(job)
+    cdef double slope = job.dweight[c] / count
+    cdef double mean_dy = job.dbias[c] / count + rest_of_mean(job, c) * slope
+    cdef real shift = <real>mean_dy
+    coefficient(job, SHIFT)[c] = shift
+    coefficient(job, REST)[c] = <real>(mean_dy - <double>shift)
+    coefficient(job, SLOPE)[c] = <real>(slope * <double>coefficient(job, INVSTD)[c])
+
+
+cdef inline void frozen_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
+    # Fixed statistics: dx = dy * weight * invstd, written by `write_forward`.
+    # -0.0 is what can be added without a trace.
+    coefficient(job, SCALE)[c] = 1.0
+    coefficient(job, PIVOT)[c] = 0.0
+    coefficient(job, SHIFT)[c] = -0.0
+    coefficient(job, GAIN)[c] = <real>(job.invstd[c] * weight_of(job, c))
+
+
 cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # -> dbias = sum dy, dweight = sum dy * xhat, and the coefficients of dx.
+    cdef const double* s
+    cdef const double* q
     cdef Py_ssize_t c, segment
-    cdef double count = <double>count_per_channel(job), s, q, rest, mean_dy, slope
-    cdef real shift
     cdef fp_state saved = fp_enter()
+    memset(job.dbias + c0, 0, (c1 - c0) * sizeof(double))
+    memset(job.dweight + c0, 0, (c1 - c0) * sizeof(double))
+    for segment in range(job.plan.segments):
+        s = job.partial[0] + segment * job.view.channels
+        q = job.partial[1] + segment * job.view.channels
+        for c in range(c0, c1):
+            job.dbias[c] += s[c]
+        for c in range(c0, c1):
+            job.dweight[c] += q[c]
     for c in range(c0, c1):
-        s = 0.0
-        q = 0.0
-        for segment in range(job.plan.segments):
-            s += job.partial[0][segment * job.view.channels + c]
-            q += job.partial[1][segment * job.view.channels + c]
-        # The leaves' xhat lacks what the pivot left of the mean.
-        rest = (<double>coefficient(job, PIVOT)[c]
-                - job.mean[c] * <double>coefficient(job, SCALE)[c])
-        rest = rest * <double>coefficient(job, INVSTD)[c] if rest != 0.0 else 0.0
-        q += rest * s
-        job.dbias[c] = s
-        job.dweight[c] = q
+        job.dweight[c] += rest_of_mean(job, c) * job.dbias[c]
         if job.training:
-            slope = q / count
-            mean_dy = s / count + rest * slope
-            shift = <real>mean_dy
-            coefficient(job, SHIFT)[c] = shift
-            coefficient(job, REST)[c] = <real>(mean_dy - <double>shift)
-            coefficient(job, SLOPE)[c] = <real>(slope * <double>coefficient(job, INVSTD)[c])
+            gradient_coefficients(job, c)
         else:
-            # Fixed statistics: dx = dy * weight * invstd, written by
-            # `write_forward`. -0.0 is what can be added without a trace.
-            coefficient(job, SCALE)[c] = 1.0
-            coefficient(job, PIVOT)[c] = 0.0
-            coefficient(job, SHIFT)[c] = -0.0
-            coefficient(job, GAIN)[c] = <real>(
-                job.invstd[c] if job.weight == NULL else job.invstd[c] * job.weight[c])
+            frozen_coefficients(job, c)
     fp_leave(saved)

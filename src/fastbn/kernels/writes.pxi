@@ -63,6 +63,11 @@ cdef inline lanes backward(const Pen* pen, lanes x, lanes dy) noexcept nogil:
     return ((dy - pen.shift) - through_statistics) * pen.gain * pen.scale
 
 
+cdef inline lanes value(const Pen* pen, const elem* x, const elem* dy,
+                        bint gradient) noexcept nogil:
+    return backward(pen, load(x), load(dy)) if gradient else forward(pen, load(x))
+
+
 cdef inline void write_part(const elem* x, const elem* dy, elem* out, Py_ssize_t n,
                             const Pen* pen, bint gradient) noexcept nogil:
     if gradient:
@@ -77,7 +82,6 @@ cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t 
     # n neighbouring elements: all with `pen`; or, given a palette, from column 0
     # on, the columns repeating with its period.
     cdef Py_ssize_t i = 0, column = 0
-    cdef lanes v
     if streaming:
         i = minimum(n, to_alignment(out))
         if i:
@@ -90,14 +94,10 @@ cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t 
             column += WIDTH
             if column >= palette.period:
                 column -= palette.period
-        if gradient:
-            v = backward(&pen, load(x + i), load(dy + i))
-        else:
-            v = forward(&pen, load(x + i))
         if streaming:
-            stream(out + i, v)
+            stream(out + i, value(&pen, x + i, dy + i, gradient))
         else:
-            store(out + i, v)
+            store(out + i, value(&pen, x + i, dy + i, gradient))
         i += WIDTH
     if i < n:
         if palette != NULL:
@@ -105,31 +105,30 @@ cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t 
         write_part(x + i, dy + i, out + i, n - i, &pen, gradient)
 
 
-cdef inline void write_point(const Pen* pen, const elem* x, const elem* dy, elem* out,
-                             bint gradient) noexcept nogil:
-    if gradient:
-        store(out, backward(pen, load(x), load(dy)))
-    else:
-        store(out, forward(pen, load(x)))
-
-
 cdef inline void write_rows(const Matrix* x, const Matrix* dy, const Matrix* out,
                             const Palette* palette, bint gradient) noexcept nogil:
-    # Four rows at a time, so that a register's coefficients are loaded once.
-    # The columns fill whole registers.
+    # Four rows at a time, so that a register's coefficients are loaded once. Rows
+    # of WIDTH columns at least, which end with a whole register that overlaps the
+    # last but one: it is read first, since `out` may be `x`.
     cdef Py_ssize_t row, k, i, j, n = x.columns
     cdef const elem* xs[4]
     cdef const elem* dys[4]
     cdef elem* outs[4]
+    cdef lanes tail[4]
     cdef Pen pen
     for row in range(0, x.rows - 3, 4):
         for k in range(4):
             xs[k], dys[k], outs[k] = row_at(x, row + k), row_at(dy, row + k), row_at(out, row + k)
+        pen = pen_at(palette, n - WIDTH, gradient)
+        for k in range(4):
+            tail[k] = value(&pen, xs[k] + n - WIDTH, dys[k] + n - WIDTH, gradient)
         for i in range(n // WIDTH):
             j = i * WIDTH
             pen = pen_at(palette, j, gradient)
             for k in range(4):
-                write_point(&pen, xs[k] + j, dys[k] + j, outs[k] + j, gradient)
+                store(outs[k] + j, value(&pen, xs[k] + j, dys[k] + j, gradient))
+        for k in range(4):
+            store(outs[k] + n - WIDTH, tail[k])
     for row in range(x.rows & ~3, x.rows):
         write_run(row_at(x, row), row_at(dy, row), row_at(out, row), n,
                   pen_at(palette, 0, gradient), palette, gradient, False)
@@ -148,7 +147,7 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
     cdef Py_ssize_t row
     if gradient:
         dy = short_matrix(job, &job.dy, block, channel, channels)
-    if job.view.inner == 1 and x.columns % PADDING == 0 and not streaming:
+    if not streaming and x.columns >= WIDTH:
         write_rows(&x, &dy, &out, palette, gradient)
     elif gapless(&x) and gapless(&dy) and gapless(&out):
         write_run(x.data, dy.data, out.data, x.rows * x.columns, pen_at(palette, 0, gradient),
