@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# ruff: noqa: D102 - forward and backward are described once, above the layers
 """What batch normalisation buys: handwritten digits, with it and without it.
 
 Three networks in plain NumPy learn the 8x8 digits of scikit-learn, each with

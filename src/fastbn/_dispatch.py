@@ -67,8 +67,9 @@ def show_config() -> dict[str, object]:
     -------
     dict
         ``version``, ``isa`` (the CPU level in use), ``isa_available``,
-        ``compiler``, ``flags``, ``openmp`` (the version of the standard as a
-        date, or ``None``), ``threads`` and ``threads_from``.
+        ``compiler``, ``flags``, ``openmp`` (the runtime in this process and
+        the standard's version as a date; ``None``: built without threads),
+        ``threads`` and ``threads_from``.
 
     Examples
     --------
@@ -83,7 +84,7 @@ def show_config() -> dict[str, object]:
         "isa_available": list(runnable()),
         "compiler": _build.compiler(),
         "flags": _build.FLAGS,
-        "openmp": _threads.openmp() or None,
+        "openmp": _threads.openmp(),
         "threads": _threads.get_num_threads(),
         "threads_from": _threads.source(),
     }

@@ -3,6 +3,19 @@
 #ifndef FASTBN_THREADS_H
 #define FASTBN_THREADS_H
 
+#if defined(_OPENMP) && (defined(__linux__) || defined(__APPLE__))
+#include <dlfcn.h>
+#include <omp.h>
+/* The file of the runtime that this process really has. */
+static inline const char *openmp_runtime(void)
+{
+    Dl_info info;
+    return dladdr((void *)omp_get_max_threads, &info) && info.dli_fname ? info.dli_fname : "";
+}
+#else
+static inline const char *openmp_runtime(void) { return ""; }
+#endif
+
 #ifdef _OPENMP
 #include <omp.h>
 static inline int openmp_version(void) { return _OPENMP; }

@@ -13,6 +13,7 @@ cdef extern from "_threads.h":
     int openmp_version()
     int openmp_max_threads()
     int openmp_processors()
+    const char* openmp_runtime()
 
 cdef enum:
     # Below this many elements a call is done before a second thread has woken.
@@ -152,8 +153,11 @@ def source():
 
 
 def openmp():
-    """Return OpenMP's version as a date (0: built without), for `show_config`."""
-    return openmp_version()
+    """Name OpenMP's runtime and version for `show_config`; None: built without."""
+    if openmp_version() == 0:
+        return None
+    runtime = os.path.basename(openmp_runtime().decode(errors="replace"))
+    return f"{runtime or 'unknown runtime'}, OpenMP {openmp_version()}"
 
 
 def _after_fork_in_child():
