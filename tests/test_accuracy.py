@@ -41,6 +41,11 @@ def datasets(n, channels, mean, seed=0):
     yield "a tenth of padding", changed((slice(n // 10 + 1), 0.0))
     yield "half of padding", changed((slice(n // 2, None), 0.0))
     yield "three outliers", changed((0, 1e4), (n // 4, -1e3), (n // 2, 1e5))
+    # Where a block that is the whole channel looks for its pivot.
+    probes = [k * (n - 1) // 4 for k in range(5)]
+    for sigmas in 30, 1e3, 1e5:
+        yield f"outliers of {sigmas:g} sigma at the probes", changed((probes, mean + sigmas))
+    yield "zeros at the probes", changed((probes, 0.0))
 
 
 def variance_error(x, layout=None):
@@ -65,7 +70,8 @@ def layouts(rows):
 @pytest.mark.parametrize("mean", [0, 1, 1e3, 1e5])
 @pytest.mark.parametrize("n", [2, 3, 8, 33, 64, 100, 513, N, 40_000])
 def test_variance(level, n, mean):
-    for name, data in datasets(n, C if n < 5000 else 8, mean):
+    channels = 1000 if n <= 64 else C if n < 5000 else 8
+    for name, data in datasets(n, channels, mean):
         for x in layouts(data.astype(np.float32)):
             assert variance_error(x) <= VARIANCE, (name, x.shape)
 
@@ -105,6 +111,18 @@ def test_writes(level, mean, shape):
             gradient, array, exact_mean, 1 / np.sqrt(exact_var + 1e-5), layout=layout
         )
         assert np.abs(dx[0] - expected[0]).max() <= WRITTEN
+
+
+def test_a_mean_of_dy_costs_no_more_than_its_own_rounding(level):
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((8, 40, 14, 14)).astype(np.float32)
+    mean, var = oracle.stats(x)
+    invstd = 1 / np.sqrt(var + 1e-5)
+    for size in 1, 100, 1e4:
+        dy = (rng.standard_normal(x.shape) + size).astype(np.float32)
+        dx, _, _ = fastbn.batch_norm_backward(dy, x, mean, invstd)
+        error = np.abs(dx - oracle.backward(dy, x, mean, invstd)[0]).max()
+        assert error <= 2**-22 * (size + 4)
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e20, 1e30, 1e37])

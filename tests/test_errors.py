@@ -57,6 +57,9 @@ FORWARD = [
     ({"layout": "NC..."}, ValueError, "layout: "),
     ({"layout": ""}, ValueError, "layout: "),
     ({"layout": 1}, TypeError, "layout: expected a string"),
+    ({"layout": np.array(["NCL"])}, TypeError, "layout: expected a string"),
+    ({"eps": 10**400}, ValueError, "eps: .*range of float64"),
+    ({"momentum": -(10**400)}, ValueError, "momentum: .*range of float64"),
     ({"weight": vector(channels=4)}, ValueError, r"weight: expected shape \(3,\).*got \(4,\)"),
     ({"weight": vector()[None]}, ValueError, r"weight: .*\(1, 3\)"),
     ({"weight": np.ones(3, int)}, TypeError, "weight: .*int64"),
@@ -178,6 +181,21 @@ def test_backward_of_one_value_per_channel():
         fastbn.batch_norm_backward(one, one, np.zeros(3), np.ones(3))
     dx, _, _ = fastbn.batch_norm_backward(one, one, np.zeros(3), np.full(3, 2.0), training=False)
     np.testing.assert_array_equal(dx, 2 * one)
+
+
+def test_a_subclass_cannot_lie_about_its_shape():
+    class Liar(np.ndarray):
+        @property
+        def shape(self):
+            return X.shape
+
+    memory = np.zeros(X.size, np.float32)
+    small = memory[:15].reshape(1, 3, 5).view(Liar)
+    with pytest.raises(ValueError, match="out: expected the shape of x"):
+        fastbn.batch_norm_forward(X, out=small)
+    with pytest.raises(ValueError, match="dy: expected the shape of x"):
+        fastbn.batch_norm_backward(small, X, np.zeros(3), np.ones(3))
+    assert not memory.any()
 
 
 def test_keywords_only():

@@ -129,6 +129,15 @@ def test_when_backward_is_refused():
         bn.backward(X)
 
 
+def test_backward_is_refused_after_it_has_overwritten_x():
+    bn = fastbn.BatchNorm(3)
+    x = X.copy()
+    bn(x)
+    bn.backward(X, out=x)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        bn.backward(X)
+
+
 def test_only_training_keeps_x():
     class Array(np.ndarray):
         pass
@@ -171,6 +180,8 @@ def test_state():
     assert other.weight.dtype == np.float32
     assert other.num_batches_tracked == 1
     for clone in (copy.deepcopy(bn), pickle.loads(pickle.dumps(bn))):
+        with pytest.raises(RuntimeError):
+            clone.backward(X)  # the batch is not copied
         np.testing.assert_array_equal(clone.running_mean, bn.running_mean)
 
 
@@ -187,8 +198,18 @@ def test_state_that_does_not_fit():
         bn.load_state_dict(good | {"running_var": np.zeros(4)})
     with pytest.raises(TypeError, match="bias: "):
         bn.load_state_dict(good | {"bias": [0.0, 0.0, 0.0]})
-    with pytest.raises(TypeError, match="num_batches_tracked"):
-        bn.load_state_dict(good | {"num_batches_tracked": np.array(1.5)})
+    for bad in (np.array(1.5), np.array([1]), True, None):
+        with pytest.raises(TypeError, match="num_batches_tracked: "):
+            bn.load_state_dict(good | {"num_batches_tracked": bad})
+    with pytest.raises(ValueError, match="num_batches_tracked: "):
+        bn.load_state_dict(good | {"num_batches_tracked": -1})
+    with pytest.raises(TypeError, match="state_dict: "):
+        bn.load_state_dict(None)
+    with pytest.raises(KeyError, match="state_dict: "):
+        bn.load_state_dict({1: 2, "a": 3})
+    bn.running_var.flags.writeable = False
+    with pytest.raises(ValueError, match=r"running_var: .*writable"):
+        bn.load_state_dict(good)
     assert (bn.weight == 1).all()
     assert bn.num_batches_tracked == 0
 
@@ -204,6 +225,10 @@ def test_state_that_does_not_fit():
         ({"layout": "HW"}, ValueError, "layout"),
         ({"dtype": np.float16}, TypeError, "dtype"),
         ({"dtype": "int"}, TypeError, "dtype"),
+        ({"dtype": None}, TypeError, "dtype"),
+        ({"dtype": "unknown"}, TypeError, "dtype"),
+        ({"num_features": 2**70}, ValueError, "num_features"),
+        ({"num_features": np.array([3, 3])}, TypeError, "num_features"),
         ({"affine": "no"}, TypeError, "affine"),
         ({"track_running_stats": None}, TypeError, "track_running_stats"),
     ],

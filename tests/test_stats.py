@@ -92,5 +92,14 @@ def test_errors():
         BatchStats.from_array(np.zeros((2, 4)))
     with pytest.raises(ValueError, match="mean, m2"):
         BatchStats(1, [0.0], [0.0, 1.0])
+    for bad in ([1j], ["a"], np.ma.masked_array([1.0]), None, np.array([1], "M8[s]")):
+        with pytest.raises(TypeError, match="mean: "):
+            BatchStats(1, bad, [0.0])
+    with pytest.raises(TypeError, match="count: "):
+        BatchStats(None, [0.0], [0.0])
+    with pytest.raises(TypeError, match="ddof: "):
+        stats.var("1")
+    with pytest.raises(TypeError, match="parts: "):
+        BatchStats.merge(5)
     with pytest.raises(ValueError, match="count"):
         BatchStats([1, 2], [0.0], [0.0])

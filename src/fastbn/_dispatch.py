@@ -27,6 +27,8 @@ def runnable() -> tuple[str, ...]:
 def use(level: str) -> None:
     """Run the kernels of `level`, one of `runnable()`, from now on."""
     global _current
+    if level not in runnable():
+        raise ValueError(f"level: expected one of {', '.join(runnable())}, got {level!r}")
     modules = [
         importlib.import_module(f"fastbn.kernels._{level}_{dtype}")
         for dtype in ("float32", "float64")

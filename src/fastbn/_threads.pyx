@@ -7,6 +7,7 @@ FASTBN_NUM_THREADS, and else, at each call, the least of OpenMP's maximum and
 the processors this process may run on. Small calls stay serial whatever the
 number. May: decide on numbers. May not: start threads.
 """
+import operator
 import os
 
 cdef extern from "_threads.h":
@@ -26,9 +27,13 @@ cdef bint forked = False        # OpenMP's threads do not survive a fork
 
 
 cdef int parse(value, str name) except -1:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer of at least 1, or None, got {value!r}")
-    number = value.__index__()
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected an integer of at least 1, or None, got {value!r}") from None
     if not 1 <= number <= LARGEST_TEAM:
         raise ValueError(f"{name}: expected an integer from 1 to {LARGEST_TEAM}, got {number}")
     return number
@@ -68,7 +73,8 @@ def set_num_threads(n):
 
     Notes
     -----
-    Results do not depend on the number of threads: not in a single bit.
+    Results do not depend on the number of threads: not in a single bit. A
+    number that the system cannot provide ends the process; that is OpenMP's way.
 
     Examples
     --------

@@ -18,6 +18,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 
 import math
 import numbers
+import operator
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def use(float32_capsule, float64_capsule):
 
 cdef object described(obj):
     # What came, in a few words.
-    if isinstance(obj, np.ndarray):
+    if cnp.PyArray_Check(obj):
         return f"an array of shape {obj.shape} and dtype {obj.dtype}"
     if obj is None:
         return "None"
@@ -66,7 +67,7 @@ cdef object described(obj):
 
 
 cdef cnp.ndarray checked_array(obj, str name):
-    if not isinstance(obj, np.ndarray):
+    if not cnp.PyArray_Check(obj):
         if type(obj).__module__.partition(".")[0] == "torch":
             hint = f"; pass {name}.detach().numpy(), which shares its memory"
         elif obj is None:
@@ -100,8 +101,9 @@ cdef object checked_written(cnp.ndarray array, str name):
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if overlaps_itself(array):
-        raise ValueError(f"{name}: expected an array whose elements are apart in memory, got "
-                         f"shape {(<object>array).shape} with strides {(<object>array).strides}")
+        raise ValueError(f"{name}: expected an array whose elements are apart in memory, as "
+                         f"slicing and transposing make them, got shape {(<object>array).shape} "
+                         f"with strides {(<object>array).strides}")
 
 
 cdef object checked_apart(cnp.ndarray written, str name, cnp.ndarray other, str other_name):
@@ -117,7 +119,8 @@ cdef object checked_same_or_apart(cnp.ndarray out, cnp.ndarray other, str other_
 
 
 cdef object checked_like_x(cnp.ndarray array, str name, cnp.ndarray x):
-    if (<object>array).shape != (<object>x).shape:
+    # By the dimensions in C: a subclass may say anything of its shape.
+    if array.ndim != x.ndim or not cnp.PyArray_CompareLists(array.shape, x.shape, x.ndim):
         raise ValueError(f"{name}: expected the shape of x, {(<object>x).shape}, "
                          f"got {(<object>array).shape}")
     if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
@@ -138,7 +141,11 @@ cdef double checked_number(value, str name) except? -1.0:
         return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a real number, got {described(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number within the range of float64, "
+                         f"got a larger {described(value)}") from None
 
 
 cdef double checked_eps(value, bint training) except? -1.0:
@@ -164,11 +171,13 @@ cdef bint checked_flag(value, str name) except -1:
 
 def check_layout(layout):
     """Raise unless `layout` is None, "N...C", or distinct letters with one C."""
-    if layout is None or layout == "N...C":
+    if layout is None:
         return
     if not isinstance(layout, str):
         raise TypeError(f"layout: expected a string such as 'NHWC', or None, "
                         f"got {described(layout)}")
+    if layout == "N...C":
+        return
     if not (layout.isascii() and layout.isalpha() and layout.count("C") == 1
             and len(set(layout)) == len(layout)):
         raise ValueError("layout: expected distinct letters with exactly one 'C' (such as "
@@ -205,9 +214,19 @@ def check_flag(value, name):
     return bool(checked_flag(value, name))
 
 
+def check_integer(value, name):
+    """Return `value` as an int, or raise."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {described(value)}") from None
+
+
 def check_vector(array, name, channels):
-    """Raise unless `array` is float32 or float64 of shape (channels,)."""
-    checked_vector(checked_array(array, name), name, channels)
+    """Return `array`, float32 or float64 of shape (channels,), or raise."""
+    return checked_vector(checked_array(array, name), name, channels)
 
 
 def check_channels(x, layout, channels):
@@ -467,7 +486,8 @@ cdef cnp.ndarray float64_copy(cnp.ndarray a):
     if a is None:
         return None
     return cnp.PyArray_FROMANY(
-        a, cnp.NPY_DOUBLE, 1, 1, cnp.NPY_ARRAY_CARRAY | cnp.NPY_ARRAY_ENSURECOPY)
+        a, cnp.NPY_DOUBLE, 1, 1,
+        cnp.NPY_ARRAY_CARRAY | cnp.NPY_ARRAY_ENSURECOPY | cnp.NPY_ARRAY_ENSUREARRAY)
 
 
 cdef cnp.ndarray new_vector(Py_ssize_t n):

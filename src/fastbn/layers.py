@@ -6,7 +6,7 @@ May keep state. May not do arithmetic on tensors.
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -15,8 +15,6 @@ from fastbn import _view
 from fastbn.functional import batch_norm_backward, batch_norm_forward
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import DTypeLike, NDArray
 
     from fastbn._types import Floating, Vector
@@ -93,18 +91,19 @@ class BatchNorm:
         layout: str | None = None,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        if isinstance(num_features, bool) or not hasattr(num_features, "__index__"):
-            raise TypeError(f"num_features: expected an integer, got {num_features!r}")
-        self.num_features = operator.index(num_features)
-        if self.num_features < 1:
+        self.num_features = _view.check_integer(num_features, "num_features")
+        if not 1 <= self.num_features < 2**48:
             raise ValueError(f"num_features: expected at least 1, got {num_features}")
         self.eps = _view.check_eps(eps)
         self.momentum = None if momentum is None else _view.check_momentum(momentum)
         _view.check_layout(layout)
         self.layout = layout
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
+        try:
+            self.dtype = np.dtype(dtype)
+        except TypeError:
+            raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
+        if dtype is None or self.dtype not in (np.float32, np.float64):
+            raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
         self.affine = _view.check_flag(affine, "affine")
         self.track_running_stats = _view.check_flag(track_running_stats, "track_running_stats")
         self.training = True
@@ -189,7 +188,7 @@ class BatchNorm:
         dy : ndarray of the shape and dtype of the last `x`
             The gradient of the loss with respect to `y`.
         out : ndarray of the shape and dtype of `x`, optional
-            Where to write `dx`.
+            Where to write `dx`; ``out=x`` rules out a second `backward`.
 
         Returns
         -------
@@ -212,13 +211,15 @@ class BatchNorm:
         [0.0, 0.0, 0.0]
         """
         if self._overwritten:
-            raise RuntimeError("backward: the x of the last call was overwritten by out=")
+            raise RuntimeError("backward: the x of the last call was overwritten through out=")
         if self._saved is None:
             raise RuntimeError("backward: expected a call in training mode before it, got none")
         x, mean, invstd = self._saved
         dx, dweight, dbias = batch_norm_backward(
             dy, x, mean, invstd, self.weight, layout=self.layout, out=out
         )
+        if out is not None and _view.overlapping(x, out):
+            self._saved, self._overwritten = None, True
         if self.affine:
             self.weight_grad, self.bias_grad = dweight, dbias
         return dx
@@ -241,7 +242,7 @@ class BatchNorm:
         >>> fastbn.BatchNorm(2).train().training
         True
         """
-        self.training = bool(mode)
+        self.training = _view.check_flag(mode, "mode")
         if not self.training:
             self._saved, self._overwritten = None, False
         return self
@@ -315,21 +316,39 @@ class BatchNorm:
         array([3., 3.], dtype=float32)
         """
         names = self._state_names()
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
         if set(state_dict) != set(names):
             raise KeyError(
-                f"state_dict: expected exactly {sorted(names)}, got {sorted(state_dict)}"
+                f"state_dict: expected exactly {sorted(names)}, got {sorted(state_dict, key=repr)}"
             )
-        vectors = [name for name in names if name != "num_batches_tracked"]
-        for name in vectors:
-            _view.check_vector(state_dict[name], name, self.num_features)
         batches = self.num_batches_tracked
-        if self.track_running_stats:
-            batches = np.asarray(state_dict["num_batches_tracked"]).item()
-            if not isinstance(batches, int):
-                raise TypeError(f"num_batches_tracked: expected an integer, got {batches!r}")
-        for name in vectors:
-            getattr(self, name)[...] = state_dict[name]
+        loaded = {}
+        for name in names:
+            if name == "num_batches_tracked":
+                batches = self._checked_batches(state_dict[name])
+                continue
+            vector = _view.check_vector(state_dict[name], name, self.num_features)
+            if not getattr(self, name).flags.writeable:
+                raise ValueError(f"{name}: expected a writable array in the layer")
+            with np.errstate(all="ignore"):
+                loaded[name] = vector.astype(self.dtype)
+        for name, values in loaded.items():
+            getattr(self, name)[...] = values
         self.num_batches_tracked = batches
+
+    @staticmethod
+    def _checked_batches(value: object) -> int:
+        array = np.asarray(value)
+        if array.shape != () or array.dtype.kind not in "iu":
+            raise TypeError(f"num_batches_tracked: expected an integer, got {value!r}")
+        if not 0 <= int(array) < 2**63:
+            raise ValueError(f"num_batches_tracked: expected at least 0, got {value!r}")
+        return int(array)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Copies and pickles leave the last batch behind.
+        return self.__dict__ | {"_saved": None, "_overwritten": False}
 
     def __repr__(self) -> str:
         parts = [str(self.num_features), f"eps={self.eps:g}", f"momentum={self.momentum}"]

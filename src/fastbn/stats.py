@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from fastbn._types import Float64
 
 
+def _real_array(value: ArrayLike, name: str) -> Float64:
+    """Return a new float64 array of real numbers, or raise."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name}: expected an array of numbers, got {value!r}") from None
+    if array.dtype.kind not in "iuf" or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected real numbers, got {value!r}")
+    return array.astype(np.float64)
+
+
 class BatchStats:
     """Count, mean and M2 of each channel: statistics that can be merged.
 
@@ -59,14 +70,14 @@ class BatchStats:
     m2: Float64
 
     def __init__(self, count: ArrayLike, mean: ArrayLike, m2: ArrayLike) -> None:
-        self.mean = np.array(mean, dtype=np.float64)
-        self.m2 = np.array(m2, dtype=np.float64)
+        self.mean = _real_array(mean, "mean")
+        self.m2 = _real_array(m2, "m2")
         if self.mean.ndim != 1 or self.mean.shape != self.m2.shape:
             raise ValueError(
                 "mean, m2: expected two arrays of one shape (C,), "
                 f"got {self.mean.shape} and {self.m2.shape}"
             )
-        count = np.asarray(count, dtype=np.float64)
+        count = _real_array(count, "count")
         if count.shape not in ((), self.mean.shape):
             raise ValueError(
                 f"count: expected a number or shape {self.mean.shape}, got shape {count.shape}"
@@ -92,9 +103,12 @@ class BatchStats:
         >>> fastbn.BatchStats(3, [0.0], [6.0]).var(ddof=1)
         array([3.])
         """
-        freedom = self.count - ddof
+        freedom = self.count - _real_array(ddof, "ddof")
+        if freedom.shape != self.mean.shape:
+            raise ValueError(f"ddof: expected a number, got shape {np.shape(ddof)}")
         result = np.full(self.mean.shape, np.nan)
-        return np.divide(self.m2, freedom, out=result, where=freedom > 0)
+        with np.errstate(all="ignore"):
+            return np.divide(self.m2, freedom, out=result, where=freedom > 0)
 
     def std(self, ddof: float = 0) -> Float64:
         """Return the standard deviation, the root of `var`.
@@ -122,7 +136,7 @@ class BatchStats:
             return NotImplemented
         if other.mean.shape != self.mean.shape:
             raise ValueError(
-                f"expected statistics of {self.mean.size} channels, got {other.mean.size}"
+                f"other: expected statistics of {self.mean.size} channels, got {other.mean.size}"
             )
         count = self.count + other.count
         with np.errstate(all="ignore"):
@@ -138,7 +152,7 @@ class BatchStats:
         for empty, full in ((self.count == 0, other), (other.count == 0, self)):
             mean = np.where(empty, full.mean, mean)
             m2 = np.where(empty, full.m2, m2)
-        return BatchStats(count, mean, m2)
+        return type(self)(count, mean, m2)
 
     @classmethod
     def merge(cls, parts: Iterable[BatchStats]) -> BatchStats:
@@ -168,6 +182,8 @@ class BatchStats:
         >>> fastbn.BatchStats.merge(parts).mean
         array([5., 6.])
         """
+        if not isinstance(parts, Iterable):
+            raise TypeError(f"parts: expected an iterable, got {type(parts).__name__}")
         total = None
         for part in parts:
             if not isinstance(part, BatchStats):
@@ -218,13 +234,13 @@ class BatchStats:
         >>> fastbn.BatchStats.from_array([[2.0], [1.0], [4.0]]).var()
         array([2.])
         """
-        array = np.asarray(array, dtype=np.float64)
+        array = _real_array(array, "array")
         if array.ndim != 2 or array.shape[0] != 3:
             raise ValueError(f"array: expected shape (3, C), got {array.shape}")
         return cls(*array)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return BatchStats, (self.count, self.mean, self.m2)
+        return type(self), (self.count, self.mean, self.m2)
 
     def __repr__(self) -> str:
         low, high = (self.count.min(), self.count.max()) if self.count.size else (0, 0)

@@ -160,10 +160,7 @@ cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
 cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
     cdef double count = <double>count_per_channel(job)
     cdef double slope = job.dweight[c] / count
-    cdef double mean_dy = job.dbias[c] / count + rest_of_mean(job, c) * slope
-    cdef real shift = <real>mean_dy
-    coefficient(job, SHIFT)[c] = shift
-    coefficient(job, REST)[c] = <real>(mean_dy - <double>shift)
+    coefficient(job, SHIFT)[c] = <real>(job.dbias[c] / count + rest_of_mean(job, c) * slope)
     coefficient(job, SLOPE)[c] = <real>(slope * <double>coefficient(job, INVSTD)[c])
 
 

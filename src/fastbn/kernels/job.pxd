@@ -35,7 +35,7 @@ ctypedef struct Plan:
     Py_ssize_t segments
 
 cdef enum:
-    SCALE, PIVOT, INVSTD, GAIN, SHIFT, SLOPE, REST, COEFFICIENTS
+    SCALE, PIVOT, INVSTD, GAIN, SHIFT, SLOPE, COEFFICIENTS
 
 ctypedef struct Job:
     View view

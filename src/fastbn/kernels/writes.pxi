@@ -2,7 +2,7 @@
 # The elementwise passes: the only place where a tensor is written.
 #
 #   forward    out = (x * scale - pivot) * gain + shift
-#   gradient   out = ((dy - shift) - ((x * scale - pivot) * slope + rest)) * gain * scale
+#   gradient   out = ((dy - shift) - (x * scale - pivot) * slope) * gain * scale
 #
 # May not sum. An element is read before it is written, and written once, so
 # `out` may be `x` or `dy` itself.
@@ -15,7 +15,7 @@ cdef struct Palette:
 
 cdef struct Pen:
     # The coefficients of one register of columns.
-    lanes scale, pivot, gain, shift, slope, rest
+    lanes scale, pivot, gain, shift, slope
 
 
 cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
@@ -24,7 +24,7 @@ cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t cha
     cdef int which
     palette.period = n if n >= WIDTH else n * ((WIDTH + n - 1) // n)
     for which in range(COEFFICIENTS):
-        if which == INVSTD or (not gradient and (which == SLOPE or which == REST)):
+        if which == INVSTD or (which == SLOPE and not gradient):
             continue
         spread(palette.row[which], coefficient(job, which) + channel, channels, width,
                palette.period)
@@ -38,7 +38,6 @@ cdef inline Pen pen_at(const Palette* palette, Py_ssize_t column, bint gradient)
     pen.shift = load_real(palette.row[SHIFT] + column)
     if gradient:
         pen.slope = load_real(palette.row[SLOPE] + column)
-        pen.rest = load_real(palette.row[REST] + column)
     return pen
 
 
@@ -50,7 +49,6 @@ cdef inline Pen pen_of(const Job* job, Py_ssize_t channel, bint gradient) noexce
     pen.shift = splat(coefficient(job, SHIFT)[channel])
     if gradient:
         pen.slope = splat(coefficient(job, SLOPE)[channel])
-        pen.rest = splat(coefficient(job, REST)[channel])
     return pen
 
 
@@ -59,8 +57,8 @@ cdef inline lanes forward(const Pen* pen, lanes x) noexcept nogil:
 
 
 cdef inline lanes backward(const Pen* pen, lanes x, lanes dy) noexcept nogil:
-    cdef lanes through_statistics = (x * pen.scale - pen.pivot) * pen.slope + pen.rest
-    return ((dy - pen.shift) - through_statistics) * pen.gain * pen.scale
+    return (((dy - pen.shift) - (x * pen.scale - pen.pivot) * pen.slope)
+            * pen.gain * pen.scale)
 
 
 cdef inline lanes value(const Pen* pen, const elem* x, const elem* dy,
