@@ -4,7 +4,7 @@
 import pytest
 
 import fastbn
-from fastbn import _dispatch
+from fastbn import _dispatch, _threads
 
 
 @pytest.fixture(params=_dispatch.runnable())
@@ -16,6 +16,14 @@ def level(request):
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return request.param
+
+
+@pytest.fixture
+def always_parallel():
+    """Small calls, too, use the number of threads that is set."""
+    before = _threads.parallel_from(0)
+    yield
+    _threads.parallel_from(before)
 
 
 @pytest.fixture(autouse=True)

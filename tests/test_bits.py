@@ -45,7 +45,7 @@ def nasty(shape, dtype):
 
 
 @pytest.mark.parametrize(("shape", "layout"), SHAPES, ids=IDS)
-def test_levels_and_threads(dtype, shape, layout):
+def test_levels_and_threads(dtype, shape, layout, always_parallel):
     x, dy = nasty(shape, dtype), batch(shape, dtype, 1)
     expected = None
     for level, threads in itertools.product(_dispatch.runnable(), [1, 2, 3, 64]):
@@ -68,10 +68,10 @@ def test_levels_and_threads(dtype, shape, layout):
     ],
 )
 def test_levels_and_threads_where_tasks_are_many(dtype, shape, layout):
-    test_levels_and_threads(dtype, shape, layout)
+    test_levels_and_threads(dtype, shape, layout, None)
 
 
-def test_runs(level):
+def test_runs(level, always_parallel):
     x, dy = nasty((20, 33, 15, 15), "float32"), batch((20, 33, 15, 15), "float32", 1)
     with fastbn.threads(2):
         assert len({tuple(results(x, dy)) for _ in range(20)}) == 1
@@ -173,7 +173,7 @@ def flushing():
     libm.fesetenv(before)
 
 
-def test_the_floating_point_environment_of_the_caller(level, dtype, flushing):
+def test_the_floating_point_environment_of_the_caller(level, dtype, flushing, always_parallel):
     tiny = 1e-40 if dtype == "float32" else 1e-310
     for scale, threads in itertools.product([1.0, tiny], [1, 2]):
         x, dy = batch((300, 133), dtype) * scale, batch((300, 133), dtype, 1)

@@ -24,7 +24,7 @@ def close(actual, expected, dtype, scale=1.0):
 
 @pytest.mark.parametrize(("shape", "layout"), SHAPES, ids=IDS)
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
-def test_shapes(level, dtype, shape, layout, threads):
+def test_shapes(level, dtype, shape, layout, threads, always_parallel):
     fastbn.set_num_threads(threads)
     check(batch(shape, dtype), batch(shape, dtype, 1, 0.1, 1.0), dtype, layout)
 

@@ -17,9 +17,11 @@ cdef extern from "_threads.h":
     const char* openmp_runtime()
 
 cdef enum:
-    # Below this many elements a call is done before a second thread has woken.
-    SERIAL_ELEMENTS = 1 << 15
     LARGEST_TEAM = 1024
+
+# Below this many elements (512 KB of float32) a second thread gains little, and a
+# lot is lost where another library keeps the processors busy.
+cdef Py_ssize_t serial_below = 1 << 17
 
 cdef int chosen = 0             # set_num_threads; 0: not set
 cdef int from_environment = 0   # FASTBN_NUM_THREADS; 0: not set
@@ -48,7 +50,7 @@ cdef int current() noexcept:
 
 
 cdef int threads_for(Py_ssize_t elements) noexcept:
-    if elements < SERIAL_ELEMENTS or forked or openmp_version() == 0:
+    if elements < serial_below or forked or openmp_version() == 0:
         return 1
     return current()
 
@@ -145,6 +147,17 @@ class threads:
 
     def __repr__(self):
         return f"fastbn.threads({self._n})"
+
+
+def parallel_from(elements):
+    """Set from how many elements on calls are parallel; return the old number.
+
+    For tests, which want small calls on many threads.
+    """
+    global serial_below
+    before = serial_below
+    serial_below = elements
+    return before
 
 
 def source():

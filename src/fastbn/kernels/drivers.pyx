@@ -27,7 +27,7 @@ from fastbn.kernels.job cimport COEFFICIENTS, Job, Leaves, Plan, Task, View
 cdef enum:
     # Elements. The first three decide the order of additions: to change one
     # is to change results.
-    COLUMNS = 1024              # columns of a tile, as in the leaves
+    COLUMNS = 512              # columns of a tile, as in the leaves
     RUN_COLUMNS = 16            # columns of a long run, as in the leaves
     BLOCK = 16384               # a block stays in L2 while it is worked on
     SEGMENT = 65536             # a task is worth waking a thread for

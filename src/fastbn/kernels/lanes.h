@@ -56,7 +56,8 @@ enum {
     WIDTH = VECTOR_BYTES / sizeof(real),        /* numbers in a `lanes` */
     WIDE = VECTOR_BYTES / sizeof(double),       /* numbers in a `wides` */
     HALVES = sizeof(double) / sizeof(real),     /* `wides` that hold one `lanes` */
-    LINE = 64 / sizeof(elem),                   /* elements of a line of cache */
+    LINE = 64 / sizeof(elem),                   /* elements of a line of cache ... */
+    PAGE = 4096 / sizeof(elem),                 /* ... and of a page of memory */
 };
 
 /* Squares below the first lose bits to underflow in `real`; the second is a

@@ -43,6 +43,7 @@ cdef extern from "lanes.h" nogil:
         WIDE
         HALVES
         LINE
+        PAGE
     double SMALLEST_SQUARE
     double LARGEST_SCALE
     double USUAL_SCALE
@@ -66,7 +67,7 @@ cdef extern from "lanes.h" nogil:
     double inverse_power_of_two(double scale)
 
 cdef enum:
-    COLUMNS = 1024      # columns of a tile, at most: its sums stay in L1
+    COLUMNS = 512      # columns of a tile, at most: its sums stay in L1
     PADDING = 16        # the widest register reads this far past the columns
     RUN_COLUMNS = 16    # a long run is read as a matrix of 16 columns
 

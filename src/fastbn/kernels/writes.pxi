@@ -145,7 +145,8 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
     cdef Py_ssize_t row
     if gradient:
         dy = short_matrix(job, &job.dy, block, channel, channels)
-    if not streaming and x.columns >= WIDTH:
+    # Rows a multiple of a page apart share a set of the cache: one at a time.
+    if not streaming and x.columns >= WIDTH and out.step % PAGE != 0:
         write_rows(&x, &dy, &out, palette, gradient)
     elif gapless(&x) and gapless(&dy) and gapless(&out):
         write_run(x.data, dy.data, out.data, x.rows * x.columns, pen_at(palette, 0, gradient),
