@@ -178,7 +178,7 @@ cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil:
             for tile in range(job.plan.tiles):
                 train_tile(leaves, job, tile)
         else:
-            for tile in prange(job.plan.tiles, num_threads=threads, schedule="dynamic"):
+            for tile in prange(job.plan.tiles, num_threads=threads, schedule="static"):
                 train_tile(leaves, job, tile)
     else:
         sweep_segments(job, leaves.moments, threads)
@@ -207,7 +207,7 @@ cdef int gradients(const Leaves* leaves, Job* job, int threads) noexcept nogil:
             for tile in range(job.plan.tiles):
                 differentiate_tile(leaves, job, tile)
         else:
-            for tile in prange(job.plan.tiles, num_threads=threads, schedule="dynamic"):
+            for tile in prange(job.plan.tiles, num_threads=threads, schedule="static"):
                 differentiate_tile(leaves, job, tile)
     else:
         sweep_segments(job, leaves.gradient_sums, threads)
