@@ -54,7 +54,6 @@ cdef void unusual_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
         shift -= (mean - <double>pivot) * gain
     coefficient(job, SCALE)[c] = <real>scale
     coefficient(job, PIVOT)[c] = pivot
-    coefficient(job, INVSTD)[c] = <real>invstd
     coefficient(job, GAIN)[c] = <real>gain
     coefficient(job, SHIFT)[c] = <real>shift
 
@@ -65,7 +64,6 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
     # rest of the mean goes into the shift.
     cdef real* scale = coefficient(job, SCALE)
     cdef real* pivot = coefficient(job, PIVOT)
-    cdef real* invstd = coefficient(job, INVSTD)
     cdef real* gain = coefficient(job, GAIN)
     cdef real* shift = coefficient(job, SHIFT)
     cdef Py_ssize_t c
@@ -78,8 +76,6 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
         scale[c] = 1.0
     for c in range(c0, c1):
         pivot[c] = <real>job.mean[c]
-    for c in range(c0, c1):
-        invstd[c] = <real>job.invstd[c]
     for c in range(c0, c1):
         gain[c] = <real>(job.invstd[c] * weight_of(job, c))
     for c in range(c0, c1):
@@ -102,7 +98,6 @@ cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t chan
     for j in range(width):
         wide.scale[j] = coefficient(job, SCALE)[channel]
         wide.pivot[j] = coefficient(job, PIVOT)[channel]
-        wide.invstd[j] = coefficient(job, INVSTD)[channel]
     sum_block(job, block, channel, 1, &wide, columns, True)
     fold_columns(columns, 1, width, s, q)
 
@@ -143,25 +138,26 @@ cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
         channels = count_channels(job, tile)
         spread(columns.scale, coefficient(job, SCALE) + channel, channels, width, channels * width)
         spread(columns.pivot, coefficient(job, PIVOT) + channel, channels, width, channels * width)
-        spread(columns.invstd, coefficient(job, INVSTD) + channel, channels, width,
-               channels * width)
         for segment in range(s0, s1):
             segment_gradients(job, tile, segment, &columns, s, q)
     fp_leave(saved)
 
 
+cdef inline double scaled_invstd(const Job* job, Py_ssize_t c) noexcept nogil:
+    return job.invstd[c] / <double>coefficient(job, SCALE)[c]
+
+
 cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
-    # What the pivot has left of the mean: the leaves' xhat lacks it.
-    cdef double rest = (<double>coefficient(job, PIVOT)[c]
-                        - job.mean[c] * <double>coefficient(job, SCALE)[c])
-    return rest * <double>coefficient(job, INVSTD)[c] if rest != 0.0 else 0.0
+    # What the pivot has left of the mean, and the sums' d therefore lacks.
+    return (<double>coefficient(job, PIVOT)[c]
+            - job.mean[c] * <double>coefficient(job, SCALE)[c])
 
 
 cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
     cdef double count = <double>count_per_channel(job)
-    cdef double slope = job.dweight[c] / count
+    cdef double slope = job.dweight[c] / count * scaled_invstd(job, c)
     coefficient(job, SHIFT)[c] = <real>(job.dbias[c] / count + rest_of_mean(job, c) * slope)
-    coefficient(job, SLOPE)[c] = <real>(slope * <double>coefficient(job, INVSTD)[c])
+    coefficient(job, SLOPE)[c] = <real>slope
 
 
 cdef inline void frozen_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
@@ -190,6 +186,7 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
             job.dweight[c] += q[c]
     for c in range(c0, c1):
         job.dweight[c] += rest_of_mean(job, c) * job.dbias[c]
+        job.dweight[c] *= scaled_invstd(job, c)
         if job.training:
             gradient_coefficients(job, c)
         else:

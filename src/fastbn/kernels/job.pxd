@@ -35,7 +35,7 @@ ctypedef struct Plan:
     Py_ssize_t segments
 
 cdef enum:
-    SCALE, PIVOT, INVSTD, GAIN, SHIFT, SLOPE, COEFFICIENTS
+    SCALE, PIVOT, GAIN, SHIFT, SLOPE, COEFFICIENTS
 
 ctypedef struct Job:
     View view
@@ -79,6 +79,6 @@ ctypedef struct Leaves:
     Step update_running     # running_mean, running_var
     Step coefficients       # mean, var or invstd, weight, bias -> coefficients
     Task write_forward      # out = (x - mean) * invstd * weight + bias
-    Task gradient_sums      # sum dy and sum dy * xhat of each channel and segment
+    Task gradient_sums      # sum dy and sum dy * (x - mean) of each channel and segment
     Step merge_gradients    # -> dbias, dweight, coefficients
     Task write_gradient     # out = dx

@@ -65,11 +65,11 @@ enum {
 #ifdef FASTBN_FLOAT64
 #define SMALLEST_SQUARE 0x1p-960
 #define LARGEST_SCALE 0x1p1000
-#define USUAL_SCALE 0x1p480
+#define USUAL_SCALE 0x1p240
 #else
 #define SMALLEST_SQUARE 0x1p-120
 #define LARGEST_SCALE 0x1p120
-#define USUAL_SCALE 0x1p60
+#define USUAL_SCALE 0x1p30
 #endif
 
 /* ---- memory; no alignment is assumed beyond the element's own ---- */

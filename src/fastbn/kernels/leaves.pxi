@@ -25,7 +25,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, GAIN, INVSTD, PIVOT, SCALE, SHIFT, SLOPE, Job, Leaves, Operand)
+    COEFFICIENTS, GAIN, PIVOT, SCALE, SHIFT, SLOPE, Job, Leaves, Operand)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state

@@ -2,7 +2,7 @@
 # The two sums of every statistic, column by column:
 #
 #   moments      s = sum d          q = sum d * d         d = x - pivot
-#   gradients    s = sum dy         q = sum dy * xhat     xhat = (x * scale - pivot) * invstd
+#   gradients    s = sum dy         q = sum dy * d        d = x * scale - pivot
 #
 # Up to ROWS terms of a column are added in `real`, as a binary tree; its result
 # goes into a float64 sum. May add; may not decide what a sum means.
@@ -20,7 +20,6 @@ cdef struct Columns:
     lanes aligned               # unused: the arrays begin where a register may
     real scale[COLUMNS + PADDING]
     real pivot[COLUMNS + PADDING]
-    real invstd[COLUMNS + PADDING]
     double s[COLUMNS + PADDING]
     double q[COLUMNS + PADDING]
 
@@ -32,7 +31,6 @@ cdef struct Group:
     ptrdiff_t dy_step
     lanes scale
     lanes pivot
-    lanes invstd
 
 
 cdef inline void sum1(const Group* g, Py_ssize_t row, bint gradient,
@@ -40,7 +38,7 @@ cdef inline void sum1(const Group* g, Py_ssize_t row, bint gradient,
     cdef lanes u, v
     if gradient:
         u = load(g.dy + row * g.dy_step)
-        v = (load(g.x + row * g.x_step) * g.scale - g.pivot) * g.invstd
+        v = load(g.x + row * g.x_step) * g.scale - g.pivot
     else:
         u = load(g.x + row * g.x_step) - g.pivot
         v = u
@@ -150,7 +148,6 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
             g.pivot = load_real(columns.pivot + first + j)
             if gradient:
                 g.scale = load_real(columns.scale + first + j)
-                g.invstd = load_real(columns.invstd + first + j)
             if apart or x.columns - j < WIDTH:
                 gather(x, row, rows, j, splat(0) if gradient else g.pivot, x_scratch)
                 g.x = x_scratch
@@ -175,15 +172,13 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
 cdef struct WideColumns:
     double scale[COLUMNS]
     double pivot[COLUMNS]
-    double invstd[COLUMNS]
 
 
 cdef inline void wide_term(elem x, elem dy, const WideColumns* wide, Py_ssize_t column,
                            bint gradient, double* s, double* q) noexcept nogil:
     if gradient:
         s[0] = as_double(dy)
-        q[0] = s[0] * ((as_double(x) * wide.scale[column] - wide.pivot[column])
-                       * wide.invstd[column])
+        q[0] = s[0] * (as_double(x) * wide.scale[column] - wide.pivot[column])
     else:
         s[0] = as_double(x) - wide.pivot[column]
         q[0] = s[0] * s[0]

@@ -24,7 +24,7 @@ cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t cha
     cdef int which
     palette.period = n if n >= WIDTH else n * ((WIDTH + n - 1) // n)
     for which in range(COEFFICIENTS):
-        if which == INVSTD or (which == SLOPE and not gradient):
+        if which == SLOPE and not gradient:
             continue
         spread(palette.row[which], coefficient(job, which) + channel, channels, width,
                palette.period)
