@@ -172,14 +172,13 @@ cdef inline void write_long(const Job* job, const Block* block, Py_ssize_t chann
 
 cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_ssize_t b1,
                             bint gradient, bint streaming) noexcept nogil:
-    # Blocks backwards: those that were read last are still in the cache.
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
     cdef Py_ssize_t i, c, b, together
     cdef Palette palette
     cdef Block block
     if job.plan.long_runs:
-        for b in range(b1 - 1, b0 - 1, -1):
+        for b in range(b0, b1):
             block = block_at(job, b)
             write_long(job, &block, channel, channels, gradient, streaming)
         return
@@ -189,7 +188,7 @@ cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_s
     for i in range(channels // together):
         c = i * together
         fill_palette(job, channel + c, together, job.view.inner, gradient, &palette)
-        for b in range(b1 - 1, b0 - 1, -1):
+        for b in range(b0, b1):
             block = block_at(job, b)
             write_short(job, &block, channel + c, together, &palette, gradient, streaming)
 
