@@ -107,9 +107,19 @@ cdef object checked_written(cnp.ndarray array, str name):
 
 
 cdef object checked_apart(cnp.ndarray written, str name, cnp.ndarray other, str other_name):
-    if other is not None and overlap(written, other):
+    if written is not None and other is not None and overlap(written, other):
         raise ValueError(f"{name}: expected memory of its own, got an array that overlaps "
                          f"{other_name}")
+
+
+cdef object checked_running(cnp.ndarray running, str name, cnp.ndarray x, cnp.ndarray weight,
+                            cnp.ndarray bias):
+    # A running statistic that is about to be updated.
+    if running is not None:
+        checked_written(running, name)
+        checked_apart(running, name, x, "x")
+        checked_apart(running, name, weight, "weight")
+        checked_apart(running, name, bias, "bias")
 
 
 cdef object checked_same_or_apart(cnp.ndarray out, cnp.ndarray other, str other_name):
@@ -125,6 +135,12 @@ cdef object checked_like_x(cnp.ndarray array, str name, cnp.ndarray x):
                          f"got {(<object>array).shape}")
     if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
         raise TypeError(f"{name}: expected the dtype of x, {x.dtype.name}, got {array.dtype.name}")
+
+
+cdef object checked_count(cnp.ndarray x, Py_ssize_t count):
+    if count == 1:
+        raise ValueError("x: expected more than one value per channel in training, "
+                         f"got shape {(<object>x).shape}")
 
 
 cdef cnp.ndarray checked_out(obj, cnp.ndarray x):
@@ -577,29 +593,23 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     job.momentum = checked_momentum(momentum_)
     job.eps = checked_eps(eps_, training)
     job.training = training
-    if not training:
-        if running_mean is None or running_var is None:
-            raise TypeError(
-                f"{'running_mean' if running_mean is None else 'running_var'}: expected an array "
-                f"of shape ({channels},), since training is False, got None")
-    elif count == 1:
-        raise ValueError("x: expected more than one value per channel in training, "
-                         f"got shape {(<object>x).shape}")
+    if training:
+        checked_count(x, count)
+    elif running_mean is None or running_var is None:
+        raise TypeError(
+            f"{'running_mean' if running_mean is None else 'running_var'}: expected an array "
+            f"of shape ({channels},), since training is False, got None")
     out = checked_out(out_, x)
     if out is not None:
         checked_same_or_apart(out, x, "x")
-        for vector, name in ((weight, "weight"), (bias, "bias"), (running_mean, "running_mean"),
-                             (running_var, "running_var")):
-            checked_apart(out, "out", vector, name)
+        checked_apart(out, "out", weight, "weight")
+        checked_apart(out, "out", bias, "bias")
+        checked_apart(out, "out", running_mean, "running_mean")
+        checked_apart(out, "out", running_var, "running_var")
     if training:
-        for vector, name in ((running_mean, "running_mean"), (running_var, "running_var")):
-            if vector is not None:
-                checked_written(vector, name)
-                checked_apart(vector, name, x, "x")
-                checked_apart(vector, name, weight, "weight")
-                checked_apart(vector, name, bias, "bias")
-        if running_mean is not None:
-            checked_apart(running_mean, "running_mean", running_var, "running_var")
+        checked_running(running_mean, "running_mean", x, weight, bias)
+        checked_running(running_var, "running_var", x, weight, bias)
+        checked_apart(running_mean, "running_mean", running_var, "running_var")
 
     arrangement = Arrangement([x, out], axis, True)
     if training:
@@ -653,15 +663,15 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
     cdef const Leaves* leaves = leaves_for(x)
     cdef int split, threads, failed
     checked_like_x(dy, "dy", x)
-    if training and count == 1:
-        raise ValueError("x: expected more than one value per channel in training, "
-                         f"got shape {(<object>x).shape}")
+    if training:
+        checked_count(x, count)
     out = checked_out(out_, x)
     if out is not None:
         checked_same_or_apart(out, dy, "dy")
         checked_same_or_apart(out, x, "x")
-        for vector, name in ((mean, "mean"), (invstd, "invstd"), (weight, "weight")):
-            checked_apart(out, "out", vector, name)
+        checked_apart(out, "out", mean, "mean")
+        checked_apart(out, "out", invstd, "invstd")
+        checked_apart(out, "out", weight, "weight")
 
     arrangement = Arrangement([x, dy, out], axis, True)
     dweight, dbias = new_vector(channels), new_vector(channels)

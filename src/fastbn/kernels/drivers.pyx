@@ -139,6 +139,21 @@ cdef void sweep_blocks(Job* job, Task leaf, int threads) noexcept nogil:
              task // split, task // split + 1)
 
 
+ctypedef void (*TileWork)(const Leaves* leaves, const Job* job, Py_ssize_t tile) noexcept nogil
+
+
+cdef void sweep_tiles(const Leaves* leaves, Job* job, TileWork work, int threads) noexcept nogil:
+    # Neighbouring tiles go to one thread: in turn, two threads would fight over
+    # the lines of the output that their prefetchers reach for.
+    cdef Py_ssize_t tile
+    if threads == 1:
+        for tile in range(job.plan.tiles):
+            work(leaves, job, tile)
+    else:
+        for tile in prange(job.plan.tiles, num_threads=threads, schedule="static"):
+            work(leaves, job, tile)
+
+
 cdef inline Py_ssize_t tile_start(const Job* job, Py_ssize_t tile) noexcept nogil:
     return minimum(job.view.channels, tile * job.plan.tile_channels)
 
@@ -161,7 +176,7 @@ cdef int inference(const Leaves* leaves, Job* job, int threads) noexcept nogil:
     return 0
 
 
-cdef inline void train_tile(const Leaves* leaves, const Job* job, Py_ssize_t tile) noexcept nogil:
+cdef void train_tile(const Leaves* leaves, const Job* job, Py_ssize_t tile) noexcept nogil:
     cdef Py_ssize_t c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
     leaves.moments(job, tile, tile + 1, 0, job.plan.segments)
     leaves.merge_moments(job, c0, c1)
@@ -170,16 +185,10 @@ cdef inline void train_tile(const Leaves* leaves, const Job* job, Py_ssize_t til
 
 
 cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil:
-    cdef Py_ssize_t tile
     if prepare(leaves, job) < 0:
         return -1
     if by_tile(leaves, job, 1, threads):
-        if threads == 1:
-            for tile in range(job.plan.tiles):
-                train_tile(leaves, job, tile)
-        else:
-            for tile in prange(job.plan.tiles, num_threads=threads, schedule="static"):
-                train_tile(leaves, job, tile)
+        sweep_tiles(leaves, job, train_tile, threads)
     else:
         sweep_segments(job, leaves.moments, threads)
         leaves.merge_moments(job, 0, job.view.channels)
@@ -190,25 +199,19 @@ cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil:
     return 0
 
 
-cdef inline void differentiate_tile(const Leaves* leaves, const Job* job,
-                                    Py_ssize_t tile) noexcept nogil:
+cdef void differentiate_tile(const Leaves* leaves, const Job* job,
+                             Py_ssize_t tile) noexcept nogil:
     leaves.gradient_sums(job, tile, tile + 1, 0, job.plan.segments)
     leaves.merge_gradients(job, tile_start(job, tile), tile_start(job, tile + 1))
     leaves.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
 
 
 cdef int gradients(const Leaves* leaves, Job* job, int threads) noexcept nogil:
-    cdef Py_ssize_t tile
     if prepare(leaves, job) < 0:
         return -1
     leaves.coefficients(job, 0, job.view.channels)
     if job.training and by_tile(leaves, job, 2, threads):
-        if threads == 1:
-            for tile in range(job.plan.tiles):
-                differentiate_tile(leaves, job, tile)
-        else:
-            for tile in prange(job.plan.tiles, num_threads=threads, schedule="static"):
-                differentiate_tile(leaves, job, tile)
+        sweep_tiles(leaves, job, differentiate_tile, threads)
     else:
         sweep_segments(job, leaves.gradient_sums, threads)
         leaves.merge_gradients(job, 0, job.view.channels)
