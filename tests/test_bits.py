@@ -91,6 +91,22 @@ def test_alignment_and_out(level, dtype, shape, layout):
         assert out.intact()
 
 
+@pytest.mark.parametrize("parameters", ["float32", "float64"])
+def test_guards_around_vectors(level, dtype, parameters):
+    x, dy = batch((6, 19, 5), dtype), batch((6, 19, 5), dtype, 1)
+    for offset in (0, 8, 24):
+        weight, bias, mean, var = (Guarded((19,), parameters, offset) for _ in range(4))
+        for vector in (weight, bias, mean, var):
+            vector.array[:] = 1
+        _, saved_mean, saved_invstd = fastbn.batch_norm_forward(
+            x, weight.array, bias.array, running_mean=mean.array, running_var=var.array
+        )
+        fastbn.batch_norm(x, mean.array, var.array, weight.array, bias.array)
+        fastbn.batch_norm_backward(dy, x, saved_mean, saved_invstd, weight.array)
+        assert all(vector.intact() for vector in (weight, bias, mean, var))
+        assert (weight.array == 1).all()
+
+
 def test_alignment_of_streamed_output(level):
     shape = (16, 34, 130, 131)
     x = batch(shape, "float32")
