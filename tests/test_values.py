@@ -192,6 +192,21 @@ def test_more_elements_than_an_int_counts():
     np.testing.assert_array_equal(stats.m2, 0)
 
 
+def test_a_broadcast_plane_is_copied_once_for_all_images():
+    x = np.broadcast_to(np.float32(1.5), (2**11, 2, 2**19 + 1))
+    stats = fastbn.batch_stats(x)
+    assert (stats.count == 2**11 * (2**19 + 1)).all()
+    assert (stats.mean == 1.5).all()
+    assert (stats.m2 == 0).all()
+    row = np.broadcast_to(batch((2, 3, 1, 5), "float32"), (2, 3, 40, 5))
+    for dy in (row, batch(row.shape, "float32", 1)):
+        _, mean, invstd = fastbn.batch_norm_forward(row)
+        a = fastbn.batch_norm_backward(dy, row, mean, invstd)
+        b = fastbn.batch_norm_backward(dy.copy(), row.copy(), mean, invstd)
+        for mine, other in zip(a, b, strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-4)
+
+
 def test_what_runs_without_a_copy():
     # The slab of such a view cannot be told from a copy by values, but by memory.
     import tracemalloc

@@ -450,22 +450,19 @@ cdef class Arrangement:
     cdef int settle(self, Job* job, int axis) except -1:
         # Copies what does not fit, and fills in the view. Returns where the
         # outer axes are split: axes[:split] are view.outer, the rest view.middle.
-        cdef cnp.ndarray a, x = self.arrays[0]
+        cdef cnp.ndarray x = self.arrays[0]
         cdef Order* order = &self.order
         cdef uint64_t found = 0
         cdef int i, split = 0
         for i in range(len(self.arrays)):
-            a = self.arrays[i]
-            if fits(a, order):
-                found |= breaks(a, order)
-        for i in range(len(self.arrays)):
-            a = self.arrays[i]
-            if not fits(a, order) or (not at_most_one_bit(found) and breaks(a, order)):
-                self.arrays[i] = empty_in_order(a, order.axes, order.n)
-                if i < self.inputs:
-                    cnp.PyArray_CopyInto(self.arrays[i], a)
+            if not fits(self.arrays[i], order):
+                self.replace(i, True)
+            found |= breaks(self.arrays[i], order)
         if not at_most_one_bit(found):
             found = 0
+            for i in range(len(self.arrays)):
+                if breaks(self.arrays[i], order):
+                    self.replace(i, False)
         while found >> split > 1:
             split += 1
         job.view.channels = x.shape[axis]
@@ -480,6 +477,25 @@ cdef class Arrangement:
             elif i >= order.outer + order.has_channel:
                 job.view.inner *= x.shape[order.axes[i]]
         return split
+
+    cdef object replace(self, int i, bint keep_broadcast):
+        # By a gapless copy; for the output, by memory that is copied back later.
+        # Outer axes of stride 0 may stay so: repeated, they fit as well.
+        cdef cnp.ndarray copy, a = np.asarray(self.arrays[i])
+        shape = (<object>a).shape
+        if i < self.inputs and keep_broadcast:
+            a = a[tuple([slice(None, 1) if stride == 0 and axis in self.outer_axes()
+                         else slice(None) for axis, stride in enumerate((<object>a).strides)])]
+        copy = empty_in_order(a, self.order.axes, self.order.n)
+        if i < self.inputs:
+            cnp.PyArray_CopyInto(copy, a)
+            self.arrays[i] = np.broadcast_to(copy, shape)
+        else:
+            self.arrays[i] = copy
+
+    cdef list outer_axes(self):
+        cdef int i
+        return [self.order.axes[i] for i in range(self.order.outer)]
 
     cdef cnp.ndarray result(self):
         # `out`, once the driver has written to what stood for it.
