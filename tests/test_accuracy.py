@@ -171,23 +171,22 @@ def test_infinities_and_nans_as_numpy(level, dtype, shape):
     assert np.isfinite(stats.var()[4:]).all()
 
 
-def test_the_worst_case_of_the_bound(level):
-    """Data made for large rounding errors comes near the bound, and stays below.
+def test_data_that_rounds_alike_comes_near_the_bar(level):
+    """Channels of a few values each: equal terms are rounded alike, all of them.
 
-    docs/numerics.md: a term is rounded when it is squared, by at most u of
-    itself, in the same direction for equal terms; a pivot away from the mean
-    multiplies that by SPREAD at most. Two values, rare and common, reach it.
+    The worst that a search has found; docs/numerics.md has the proven bound for
+    any data, which needs every rounding of a block to be maximal and of one sign.
     """
-    u = 2.0**-24
-    bound = (4 * 4 + 2 * 2 + 6 * 12**0.5) * u
+    proven = (4 * 4 + 2 * 2 + 6 * 12**0.5) * 2.0**-24
     worst = 0.0
-    rng = np.random.default_rng(4)
-    for share in (0.2, 0.3, 0.5):
-        where = rng.random((4096, 256)) < share
-        steps = (1 + rng.random(256)).astype(np.float32)
-        worst = max(worst, variance_error(np.where(where, steps, np.float32(0))))
-    assert worst <= VARIANCE < bound
-    assert worst >= u  # more than a fifth of what is allowed to happen in practice
+    for seed in (14, 37, 49):
+        rng = np.random.default_rng(seed)
+        k = rng.integers(2, 6)
+        values = (rng.random((k, 512)) + 1) * rng.choice([1, 2, 0.5], size=(k, 1))
+        which = rng.choice(k, size=(2048, 512), p=rng.dirichlet(np.ones(k)))
+        x = np.take_along_axis(values.astype(np.float32), which, 0)
+        worst = max(worst, variance_error(x))
+    assert 0.8 * VARIANCE <= worst <= VARIANCE < proven
 
 
 def test_float32_running_variance_of_huge_data_is_infinite():
