@@ -120,10 +120,18 @@ cdef inline void gather(const Matrix* m, Py_ssize_t row, Py_ssize_t rows, Py_ssi
             store_part(scratch + r * WIDTH, load_part(p, n), n)
 
 
-cdef inline void prefetch_group(const Group* g, Py_ssize_t rows, ptrdiff_t groups,
+cdef inline ptrdiff_t groups_ahead(const Job* job) noexcept nogil:
+    # How far to prefetch; 0: not at all. A group of a long run is 512 bytes, one
+    # of rows is as long as eight of them. docs/performance.md has the figures.
+    if not job.large:
+        return 0
+    return 16 if job.plan.long_runs else 4
+
+
+cdef inline void prefetch_group(const Group* g, ptrdiff_t groups,
                                 bint gradient) noexcept nogil:
     cdef Py_ssize_t row
-    for row in range(rows):
+    for row in range(ROWS):
         prefetch(g.x + row * g.x_step, groups * ROWS * g.x_step)
         if gradient:
             prefetch(g.dy + row * g.dy_step, groups * ROWS * g.dy_step)
@@ -163,7 +171,7 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
                     g.dy = row_at(dy, row) + j
                     g.dy_step = dy.step
                 if ahead and rows == ROWS and j % LINE == 0:
-                    prefetch_group(&g, ROWS, ahead, gradient)
+                    prefetch_group(&g, ahead, gradient)
             sum_group(&g, rows, gradient, columns.s + first + j, columns.q + first + j)
 
 
@@ -229,9 +237,7 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
     cdef const Operand* other = &job.dy if gradient else &job.x
     cdef Py_ssize_t i, c, run, together
     cdef Py_ssize_t width = columns_per_channel(job)
-    cdef ptrdiff_t ahead = 0
-    if job.large:
-        ahead = 16 if job.plan.long_runs else 4
+    cdef ptrdiff_t ahead = groups_ahead(job)
     cdef Py_ssize_t group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
     memset(columns.s, 0, channels * width * sizeof(double))
     memset(columns.q, 0, channels * width * sizeof(double))
