@@ -36,12 +36,8 @@ cdef extern from "kernels/environment.h":
     fp_state fp_enter()
     void fp_leave(fp_state saved)
 
-cdef extern from *:
-    """
-    #define MAX_DIMENSIONS 64
-    """
-    enum:
-        MAX_DIMENSIONS
+cdef enum:
+    MAX_DIMENSIONS = 64     # NumPy's own limit
 
 cdef const Leaves* float32_leaves = NULL
 cdef const Leaves* float64_leaves = NULL

@@ -22,13 +22,12 @@ from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from fastbn.kernels.job cimport COEFFICIENTS, Job, Leaves, Plan, Task, View
+from fastbn.kernels.job cimport (
+    COEFFICIENTS, COLUMNS, RUN_COLUMNS, Job, Leaves, Plan, Task, View)
 
 cdef enum:
-    # Elements. The first three decide the order of additions: to change one
-    # is to change results.
-    COLUMNS = 512              # columns of a tile, as in the leaves
-    RUN_COLUMNS = 16            # columns of a long run, as in the leaves
+    # Elements. With those of job.pxd they decide the order of additions: to
+    # change one is to change results.
     BLOCK = 16384               # a block stays in L2 while it is worked on
     SEGMENT = 65536             # a task is worth waking a thread for
     LONGEST_SHORT_RUN = 128     # longer runs are cut into lanes

@@ -5,6 +5,10 @@ A `Job` is filled by the view and by a driver, and read by leaves. It holds no
 Python object, so that a leaf can run on any thread of any thread pool.
 """
 
+cdef enum:
+    COLUMNS = 512       # columns of a tile, at most: its sums stay in L1
+    RUN_COLUMNS = 16    # a long run is read as a matrix of so many columns
+
 ctypedef struct Operand:
     # Where the elements of one tensor are. Strides are in elements and may be
     # negative or zero; `inner` has stride 1, which is why it is not here.

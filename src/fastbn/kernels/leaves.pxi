@@ -25,7 +25,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, GAIN, PIVOT, SCALE, SHIFT, SLOPE, Job, Leaves, Operand)
+    COEFFICIENTS, COLUMNS, GAIN, PIVOT, RUN_COLUMNS, SCALE, SHIFT, SLOPE, Job, Leaves, Operand)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state
@@ -67,9 +67,7 @@ cdef extern from "lanes.h" nogil:
     double inverse_power_of_two(double scale)
 
 cdef enum:
-    COLUMNS = 512      # columns of a tile, at most: its sums stay in L1
     PADDING = 16        # the widest register reads this far past the columns
-    RUN_COLUMNS = 16    # a long run is read as a matrix of 16 columns
 
 include "geometry.pxi"
 include "sums.pxi"
