@@ -1,7 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * What OpenMP says of threads; without OpenMP, one thread. Queries only. */
+ * What the system and OpenMP say of threads; without OpenMP, one thread. Queries
+ * only. */
 #ifndef FASTBN_THREADS_H
 #define FASTBN_THREADS_H
+
+#ifdef _WIN32
+static inline void notice_forks(void) {}
+static inline int forked(void) { return 0; }
+#else
+#include <pthread.h>
+/* Is this process the child of a fork? OpenMP's threads do not live on in it, and
+ * libgomp would wait for them for ever. A fork by C code is noticed, too. */
+static int is_forked_child = 0;
+static void note_fork(void) { is_forked_child = 1; }
+static inline void notice_forks(void) { pthread_atfork(NULL, NULL, note_fork); }
+static inline int forked(void) { return is_forked_child; }
+#endif
 
 #if defined(_OPENMP) && (defined(__linux__) || defined(__APPLE__))
 #include <dlfcn.h>

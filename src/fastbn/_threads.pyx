@@ -3,14 +3,21 @@
 """How many threads a call gets, and where that number came from.
 
 In this order: `set_num_threads` (or `threads`), the environment variable
-FASTBN_NUM_THREADS, and else, at each call, the least of OpenMP's maximum and
-the processors this process may run on. Small calls stay serial whatever the
-number. May: decide on numbers. May not: start threads.
+FASTBN_NUM_THREADS, and else, at each call, the least of OpenMP's maximum, the
+processors this process may run on, and its control group's quota. Small calls
+stay serial whatever the number, and so does every call of a forked child. May:
+decide on numbers. May not: start threads.
 """
 import operator
 import os
+from math import ceil
+from time import monotonic
+
+from fastbn import _cgroup
 
 cdef extern from "_threads.h":
+    bint forked()
+    void notice_forks()
     int openmp_version()
     int openmp_max_threads()
     int openmp_processors()
@@ -25,7 +32,11 @@ cdef Py_ssize_t serial_below = 1 << 17
 
 cdef int chosen = 0             # set_num_threads; 0: not set
 cdef int from_environment = 0   # FASTBN_NUM_THREADS; 0: not set
-cdef bint forked = False        # OpenMP's threads do not survive a fork
+
+# The quota may change while the process runs; to look it up takes 0.2 ms.
+cdef double SECONDS_BETWEEN_LOOKS = 1.0
+cdef int quota = LARGEST_TEAM
+cdef double quota_looked_up = float("-inf")
 
 
 cdef int parse(value, str name) except -1:
@@ -41,18 +52,26 @@ cdef int parse(value, str name) except -1:
     return number
 
 
-cdef int default_threads() noexcept:
-    return max(1, min(openmp_max_threads(), openmp_processors()))
+cdef int quota_threads() except -1:
+    # Rounded up: part of a processor is still worth a thread.
+    global quota, quota_looked_up
+    now = monotonic()
+    if now - quota_looked_up >= SECONDS_BETWEEN_LOOKS:
+        processors = _cgroup.processors()
+        quota = LARGEST_TEAM if processors is None else min(LARGEST_TEAM, ceil(processors))
+        quota_looked_up = now
+    return quota
 
 
-cdef int current() noexcept:
-    return chosen or from_environment or default_threads()
-
-
-cdef int threads_for(Py_ssize_t elements) noexcept:
-    if elements < serial_below or forked or openmp_version() == 0:
+cdef int current() except -1:
+    if forked():
         return 1
-    return current()
+    return chosen or from_environment or max(
+        1, min(openmp_max_threads(), openmp_processors(), quota_threads()))
+
+
+cdef int threads_for(Py_ssize_t elements) except -1:
+    return 1 if elements < serial_below or openmp_version() == 0 else current()
 
 
 def set_num_threads(n):
@@ -63,8 +82,9 @@ def set_num_threads(n):
     n : int or None
         At least 1. A number above the number of processors is honoured too.
         ``None`` restores the default: ``FASTBN_NUM_THREADS`` where it is set,
-        otherwise the least of OpenMP's maximum and the processors this process
-        may run on.
+        otherwise, at each call, the least of OpenMP's maximum (which
+        ``OMP_NUM_THREADS`` and threadpoolctl set), the processors this process
+        may run on, and its control group's quota, rounded up.
 
     Raises
     ------
@@ -75,8 +95,10 @@ def set_num_threads(n):
 
     Notes
     -----
-    Results do not depend on the number of threads: not in a single bit. A
-    number that the system cannot provide ends the process; that is OpenMP's way.
+    Results do not depend on the number of threads: not in a single bit. Calls
+    with fewer than 131,072 elements, and calls in a child of ``fork``, run on one
+    thread whatever the number. A number that the system cannot provide ends the
+    process; that is OpenMP's way.
 
     Examples
     --------
@@ -96,6 +118,7 @@ def get_num_threads():
     Returns
     -------
     int
+        1 in a child of ``fork``.
 
     Examples
     --------
@@ -162,13 +185,20 @@ def parallel_from(elements):
 
 def source():
     """Say where the number of threads comes from, for `show_config`."""
+    if openmp_version() == 0:
+        return "built without OpenMP"
+    if forked():
+        return "forked child"
     if chosen:
         return "set_num_threads"
     if from_environment:
         return "FASTBN_NUM_THREADS"
-    if openmp_version() == 0:
-        return "built without OpenMP"
-    return "OpenMP" if openmp_max_threads() <= openmp_processors() else "CPU affinity"
+    limits = {
+        "OpenMP": openmp_max_threads(),
+        "CPU affinity": openmp_processors(),
+        "control group's quota": quota_threads(),
+    }
+    return min(limits, key=limits.__getitem__)
 
 
 def openmp():
@@ -177,11 +207,6 @@ def openmp():
         return None
     runtime = os.path.basename(openmp_runtime().decode(errors="replace"))
     return f"{runtime or 'unknown runtime'}, OpenMP {openmp_version()}"
-
-
-def _after_fork_in_child():
-    global forked
-    forked = True
 
 
 def _read_environment():
@@ -197,5 +222,4 @@ def _read_environment():
 
 
 _read_environment()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+notice_forks()

@@ -24,12 +24,14 @@ import numpy as np
 
 from fastbn._threads cimport threads_for
 from fastbn.kernels cimport drivers
-from fastbn.kernels.job cimport Job, Leaves, Operand
+from fastbn.kernels.job cimport NO_MEMORY, STOPPED, Job, Leaves, Operand
 
 cnp.import_array()
 
 cdef extern from "Python.h":
     void* PyCapsule_GetPointer(object capsule, const char* name) except NULL
+    int PyErr_CheckSignals() except -1
+    int leave_signal_error "PyErr_CheckSignals"() noexcept
 
 cdef extern from "kernels/environment.h":
     ctypedef int fp_state
@@ -38,6 +40,7 @@ cdef extern from "kernels/environment.h":
 
 cdef enum:
     MAX_DIMENSIONS = 64     # NumPy's own limit
+    PIECE = 128 << 20       # bytes that are copied before signals are looked at
 
 cdef const Leaves* float32_leaves = NULL
 cdef const Leaves* float64_leaves = NULL
@@ -461,6 +464,7 @@ cdef class Arrangement:
                     self.replace(i, False)
         while found >> split > 1:
             split += 1
+        job.stopped = signalled
         job.view.channels = x.shape[axis]
         job.view.outer = job.view.middle = job.view.inner = 1
         if cnp.PyArray_SIZE(x) == 0:
@@ -484,7 +488,7 @@ cdef class Arrangement:
                          else slice(None) for axis, stride in enumerate((<object>a).strides)])]
         copy = empty_in_order(a, self.order.axes, self.order.n)
         if i < self.inputs:
-            cnp.PyArray_CopyInto(copy, a)
+            copy_into(copy, a)
             self.arrays[i] = np.broadcast_to(copy, shape)
         else:
             self.arrays[i] = copy
@@ -497,8 +501,20 @@ cdef class Arrangement:
         # `out`, once the driver has written to what stood for it.
         cdef cnp.ndarray written = self.arrays[self.inputs]
         if written is not self.out:
-            cnp.PyArray_CopyInto(self.out, written)
+            copy_into(self.out, written)
         return self.out
+
+
+cdef object copy_into(cnp.ndarray to, cnp.ndarray source):
+    # In pieces, so that Ctrl-C need not wait for gigabytes.
+    cdef Py_ssize_t pieces = cnp.PyArray_NBYTES(to) // PIECE + 1
+    cdef int axis = max(range(to.ndim), key=(<object>to).shape.__getitem__, default=0)
+    if pieces == 1:
+        cnp.PyArray_CopyInto(to, source)
+        return
+    for part, whole in zip(np.array_split(to, pieces, axis), np.array_split(source, pieces, axis)):
+        cnp.PyArray_CopyInto(part, whole)
+        PyErr_CheckSignals()
 
 
 # ---- vectors: float64 inside, the caller's dtype outside --------------------------
@@ -560,6 +576,18 @@ cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
 
 # ---- the operations -----------------------------------------------------------
 
+cdef int signalled() noexcept with gil:
+    # Runs Python's handlers of signals, on the main thread only. What one raises
+    # waits in the thread's state for checked_status.
+    return leave_signal_error()
+
+
+cdef int checked_status(int status) except -1:
+    if status == NO_MEMORY:
+        raise MemoryError("no memory for the workspace")
+    return -1 if status == STOPPED else 0
+
+
 def statistics(x_, layout, /):
     """Return (values per channel, mean, M2) of each channel, the last two float64."""
     cdef cnp.ndarray x = checked_array(x_, "x")
@@ -570,7 +598,7 @@ def statistics(x_, layout, /):
     cdef Job job
     cdef Arrangement arrangement
     cdef const Leaves* leaves = leaves_for(x)
-    cdef int split, threads, failed
+    cdef int split, threads, status
     if count == 0:
         return count, mean, m2
     arrangement = Arrangement([x], axis, False)
@@ -579,9 +607,8 @@ def statistics(x_, layout, /):
     job.mean, job.m2, job.var = numbers_of(mean), numbers_of(m2), NULL
     threads = threads_for(cnp.PyArray_SIZE(x))
     with nogil:
-        failed = drivers.statistics(leaves, &job, threads)
-    if failed:
-        raise MemoryError("no memory for the workspace")
+        status = drivers.statistics(leaves, &job, threads)
+    checked_status(status)
     return count, mean, m2
 
 
@@ -601,7 +628,7 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     cdef Arrangement arrangement
     cdef Job job
     cdef const Leaves* leaves = leaves_for(x)
-    cdef int split, threads, failed
+    cdef int split, threads, status
     job.momentum = checked_momentum(momentum_)
     job.eps = checked_eps(eps_, training)
     job.training = training
@@ -645,11 +672,10 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     threads = threads_for(cnp.PyArray_SIZE(x))
     with nogil:
         if training:
-            failed = drivers.training(leaves, &job, threads)
+            status = drivers.training(leaves, &job, threads)
         else:
-            failed = drivers.inference(leaves, &job, threads)
-    if failed:
-        raise MemoryError("no memory for the workspace")
+            status = drivers.inference(leaves, &job, threads)
+    checked_status(status)
     out = arrangement.result()
     if training:
         copy_back(running_mean, new_mean)
@@ -673,7 +699,7 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
     cdef Arrangement arrangement
     cdef Job job
     cdef const Leaves* leaves = leaves_for(x)
-    cdef int split, threads, failed
+    cdef int split, threads, status
     checked_like_x(dy, "dy", x)
     if training:
         checked_count(x, count)
@@ -699,8 +725,7 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
         describe(arrangement.arrays[2], &job, &arrangement.order, split, &job.out)
         threads = threads_for(cnp.PyArray_SIZE(x))
         with nogil:
-            failed = drivers.gradients(leaves, &job, threads)
-        if failed:
-            raise MemoryError("no memory for the workspace")
+            status = drivers.gradients(leaves, &job, threads)
+        checked_status(status)
         arrangement.result()
     return arrangement.out, rounded(dweight, gradient_type), rounded(dbias, gradient_type)

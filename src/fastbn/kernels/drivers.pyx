@@ -15,15 +15,16 @@ a tile before the next (`by_tile`): its second reading then comes from the
 cache. The bits are the same, since phases see the same tasks.
 
 May: schedule, allocate workspace. May not: compute with elements, know about
-Python objects, raise. A driver returns 0, or -1 where memory is short; nothing
-has been written then.
+Python objects, raise. A driver returns 0; or NO_MEMORY, and nothing has been
+written; or STOPPED by the caller, and a part of `out` has been written, but no
+running statistics.
 """
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, RUN_COLUMNS, Job, Leaves, Plan, Task, View)
+    COEFFICIENTS, COLUMNS, NO_MEMORY, RUN_COLUMNS, STOPPED, Job, Leaves, Plan, Task, View)
 
 cdef enum:
     # Elements. With those of job.pxd they decide the order of additions: to
@@ -38,6 +39,7 @@ cdef enum:
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
     LARGE = 1 << 20                 # larger tensors are prefetched
     STREAMING_OUTPUT = 16 << 20     # larger outputs go past the cache
+    STRETCH = 128 << 20             # the caller can stop a job after as much as that
 
 
 cdef inline Py_ssize_t minimum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -93,7 +95,7 @@ cdef int prepare(const Leaves* leaves, Job* job) noexcept nogil:
     sums = channels * job.plan.segments * sizeof(double)
     job.partial[0] = <double*>malloc(2 * sums + COEFFICIENTS * channels * leaves.real_size)
     if job.partial[0] == NULL:
-        return -1
+        return NO_MEMORY
     job.partial[1] = job.partial[0] + channels * job.plan.segments
     job.coefficients = job.partial[1] + channels * job.plan.segments
     job.large = elements(job) * leaves.elem_size >= LARGE
@@ -113,69 +115,101 @@ cdef inline bint by_tile(const Leaves* leaves, const Job* job, int tensors,
             and (threads == 1 or job.plan.tiles >= 2 * threads))
 
 
-cdef void sweep_segments(Job* job, Task leaf, int threads) noexcept nogil:
-    # Every (tile, segment) is a task.
-    cdef Py_ssize_t task, tasks = job.plan.tiles * job.plan.segments
-    if threads == 1:
-        leaf(job, 0, job.plan.tiles, 0, job.plan.segments)
-        return
-    for task in prange(tasks, num_threads=threads, schedule="static"):
-        leaf(job, task // job.plan.segments, task // job.plan.segments + 1,
-             task % job.plan.segments, task % job.plan.segments + 1)
+# ---- phases ----------------------------------------------------------------------
+
+cdef struct Sweep
+
+ctypedef void (*Piece)(const Sweep* sweep, Py_ssize_t i) noexcept nogil
+
+cdef struct Sweep:
+    # One phase: what a piece of it does, and to what.
+    const Leaves* leaves
+    const Job* job
+    Task leaf
+    Py_ssize_t split        # pieces that a block is shared out to
 
 
-cdef void sweep_blocks(Job* job, Task leaf, int threads) noexcept nogil:
-    # Elementwise: a task is what lies together in memory, blocks before tiles.
-    cdef Py_ssize_t blocks = job.plan.blocks, tiles = job.plan.tiles
-    cdef Py_ssize_t split = 1 if blocks >= 4 * threads else minimum(tiles, 4 * threads)
-    cdef Py_ssize_t task
-    if threads == 1:
-        for task in range(blocks):
-            leaf(job, 0, tiles, task, task + 1)
-        return
-    for task in prange(blocks * split, num_threads=threads, schedule="static"):
-        leaf(job, tiles * (task % split) // split, tiles * (task % split + 1) // split,
-             task // split, task // split + 1)
+cdef int run(const Sweep* sweep, Piece piece, Py_ssize_t pieces, int threads) noexcept nogil:
+    # In stretches of bounded work: between two of them the caller may stop the job.
+    # Neighbouring pieces go to one thread: in turn, two threads would fight over the
+    # lines of the output that their prefetchers reach for.
+    cdef Py_ssize_t bytes = elements(sweep.job) * sweep.leaves.elem_size
+    cdef Py_ssize_t stretches = minimum(pieces, ceil_div(bytes, STRETCH))
+    cdef Py_ssize_t stretch, i, start, stop = 0
+    for stretch in range(stretches):
+        if stretch > 0 and sweep.job.stopped():
+            return STOPPED
+        start, stop = stop, pieces * (stretch + 1) // stretches
+        if threads == 1:
+            for i in range(start, stop):
+                piece(sweep, i)
+        else:
+            for i in prange(start, stop, num_threads=threads, schedule="static"):
+                piece(sweep, i)
+    return 0
 
 
-ctypedef void (*TileWork)(const Leaves* leaves, const Job* job, Py_ssize_t tile) noexcept nogil
+cdef void segment_of_tile(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
+    cdef Py_ssize_t tile = i // sweep.job.plan.segments, segment = i % sweep.job.plan.segments
+    sweep.leaf(sweep.job, tile, tile + 1, segment, segment + 1)
 
 
-cdef void sweep_tiles(const Leaves* leaves, Job* job, TileWork work, int threads) noexcept nogil:
-    # Neighbouring tiles go to one thread: in turn, two threads would fight over
-    # the lines of the output that their prefetchers reach for.
-    cdef Py_ssize_t tile
-    if threads == 1:
-        for tile in range(job.plan.tiles):
-            work(leaves, job, tile)
-    else:
-        for tile in prange(job.plan.tiles, num_threads=threads, schedule="static"):
-            work(leaves, job, tile)
+cdef int sweep_segments(const Leaves* leaves, const Job* job, Task leaf,
+                        int threads) noexcept nogil:
+    cdef Sweep sweep = Sweep(leaves, job, leaf, 1)
+    return run(&sweep, segment_of_tile, job.plan.tiles * job.plan.segments, threads)
+
+
+cdef void share_of_block(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
+    cdef Py_ssize_t tiles = sweep.job.plan.tiles, split = sweep.split
+    cdef Py_ssize_t block = i // split, share = i % split
+    sweep.leaf(sweep.job, tiles * share // split, tiles * (share + 1) // split, block, block + 1)
+
+
+cdef int sweep_blocks(const Leaves* leaves, const Job* job, Task leaf,
+                      int threads) noexcept nogil:
+    # Elementwise: a piece is what lies together in memory, blocks before tiles.
+    cdef Py_ssize_t blocks = job.plan.blocks
+    cdef bint enough = threads == 1 or blocks >= 4 * threads
+    cdef Sweep sweep = Sweep(leaves, job, leaf,
+                             1 if enough else minimum(job.plan.tiles, 4 * threads))
+    return run(&sweep, share_of_block, blocks * sweep.split, threads)
+
+
+cdef int sweep_tiles(const Leaves* leaves, const Job* job, Piece tile,
+                     int threads) noexcept nogil:
+    cdef Sweep sweep = Sweep(leaves, job, NULL, 1)
+    return run(&sweep, tile, job.plan.tiles, threads)
+
+
+# ---- the operations --------------------------------------------------------------
+
+cdef int statistics(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    cdef int status = prepare(leaves, job)
+    if status == 0:
+        status = sweep_segments(leaves, job, leaves.moments, threads)
+    if status == 0:
+        leaves.merge_moments(job, 0, job.view.channels)
+    finish(job)
+    return status
+
+
+cdef int inference(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    cdef int status = prepare(leaves, job)
+    if status == 0:
+        leaves.coefficients(job, 0, job.view.channels)
+        status = sweep_blocks(leaves, job, leaves.write_forward, threads)
+    finish(job)
+    return status
 
 
 cdef inline Py_ssize_t tile_start(const Job* job, Py_ssize_t tile) noexcept nogil:
     return minimum(job.view.channels, tile * job.plan.tile_channels)
 
 
-cdef int statistics(const Leaves* leaves, Job* job, int threads) noexcept nogil:
-    if prepare(leaves, job) < 0:
-        return -1
-    sweep_segments(job, leaves.moments, threads)
-    leaves.merge_moments(job, 0, job.view.channels)
-    finish(job)
-    return 0
-
-
-cdef int inference(const Leaves* leaves, Job* job, int threads) noexcept nogil:
-    if prepare(leaves, job) < 0:
-        return -1
-    leaves.coefficients(job, 0, job.view.channels)
-    sweep_blocks(job, leaves.write_forward, threads)
-    finish(job)
-    return 0
-
-
-cdef void train_tile(const Leaves* leaves, const Job* job, Py_ssize_t tile) noexcept nogil:
+cdef void train_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
+    cdef const Leaves* leaves = sweep.leaves
+    cdef const Job* job = sweep.job
     cdef Py_ssize_t c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
     leaves.moments(job, tile, tile + 1, 0, job.plan.segments)
     leaves.merge_moments(job, c0, c1)
@@ -183,39 +217,54 @@ cdef void train_tile(const Leaves* leaves, const Job* job, Py_ssize_t tile) noex
     leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
 
 
-cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil:
-    if prepare(leaves, job) < 0:
-        return -1
+cdef int train(const Leaves* leaves, const Job* job, int threads) noexcept nogil:
+    cdef int status
     if by_tile(leaves, job, 1, threads):
-        sweep_tiles(leaves, job, train_tile, threads)
-    else:
-        sweep_segments(job, leaves.moments, threads)
-        leaves.merge_moments(job, 0, job.view.channels)
-        leaves.coefficients(job, 0, job.view.channels)
-        sweep_blocks(job, leaves.write_forward, threads)
-    leaves.update_running(job, 0, job.view.channels)
+        return sweep_tiles(leaves, job, train_tile, threads)
+    status = sweep_segments(leaves, job, leaves.moments, threads)
+    if status != 0:
+        return status
+    leaves.merge_moments(job, 0, job.view.channels)
+    leaves.coefficients(job, 0, job.view.channels)
+    return sweep_blocks(leaves, job, leaves.write_forward, threads)
+
+
+cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    cdef int status = prepare(leaves, job)
+    if status == 0:
+        status = train(leaves, job, threads)
+    if status == 0:
+        leaves.update_running(job, 0, job.view.channels)
     finish(job)
-    return 0
+    return status
 
 
-cdef void differentiate_tile(const Leaves* leaves, const Job* job,
-                             Py_ssize_t tile) noexcept nogil:
+cdef void differentiate_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
+    cdef const Leaves* leaves = sweep.leaves
+    cdef const Job* job = sweep.job
     leaves.gradient_sums(job, tile, tile + 1, 0, job.plan.segments)
     leaves.merge_gradients(job, tile_start(job, tile), tile_start(job, tile + 1))
     leaves.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
 
 
-cdef int gradients(const Leaves* leaves, Job* job, int threads) noexcept nogil:
-    if prepare(leaves, job) < 0:
-        return -1
+cdef int differentiate(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    cdef int status
     leaves.coefficients(job, 0, job.view.channels)
     if job.training and by_tile(leaves, job, 2, threads):
-        sweep_tiles(leaves, job, differentiate_tile, threads)
-    else:
-        sweep_segments(job, leaves.gradient_sums, threads)
-        leaves.merge_gradients(job, 0, job.view.channels)
-        if not job.training:
-            job.x = job.dy      # dx is an affine function of dy alone
-        sweep_blocks(job, leaves.write_gradient if job.training else leaves.write_forward, threads)
+        return sweep_tiles(leaves, job, differentiate_tile, threads)
+    status = sweep_segments(leaves, job, leaves.gradient_sums, threads)
+    if status != 0:
+        return status
+    leaves.merge_gradients(job, 0, job.view.channels)
+    if job.training:
+        return sweep_blocks(leaves, job, leaves.write_gradient, threads)
+    job.x = job.dy      # dx is an affine function of dy alone
+    return sweep_blocks(leaves, job, leaves.write_forward, threads)
+
+
+cdef int gradients(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+    cdef int status = prepare(leaves, job)
+    if status == 0:
+        status = differentiate(leaves, job, threads)
     finish(job)
-    return 0
+    return status

@@ -38,6 +38,10 @@ ctypedef struct Plan:
     Py_ssize_t segment_blocks   # blocks that one task sums up
     Py_ssize_t segments
 
+cdef enum:      # what a driver returns, beside 0
+    NO_MEMORY = -1
+    STOPPED = -2
+
 cdef enum:
     SCALE, PIVOT, GAIN, SHIFT, SLOPE, COEFFICIENTS
 
@@ -67,6 +71,8 @@ ctypedef struct Job:
     # coefficients: (COEFFICIENTS, channels) numbers of the leaf's `real`.
     double* partial[2]
     void* coefficients
+    # Asked now and then, on the calling thread: not 0 ends the job early.
+    int (*stopped)() noexcept nogil
 
 # A task is a rectangle: tiles [t0, t1) x segments or blocks [b0, b1).
 ctypedef void (*Task)(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
