@@ -21,9 +21,9 @@ def dtype(request):
 @pytest.fixture
 def always_parallel():
     """Small calls, too, use the number of threads that is set."""
-    before = _threads.parallel_from(0)
+    _threads.always_parallel(True)
     yield
-    _threads.parallel_from(before)
+    _threads.always_parallel(False)
 
 
 @pytest.fixture(autouse=True)

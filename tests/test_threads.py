@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Numbers of threads: where they come from; forks; calls side by side."""
+"""Numbers of threads: where they come from, and calls side by side."""
 
 import concurrent.futures
+import hashlib
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from arrays import batch
 
 import fastbn
+from fastbn import _cgroup, _threads
 
 BIG = (8, 32, 64, 64)
 
@@ -75,29 +78,179 @@ def test_environment():
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity here")
 def test_affinity():
-    code = (
-        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "import fastbn; print(fastbn.get_num_threads())"
-    )
-    assert run(code, OMP_NUM_THREADS="8") == "1"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_works_at_once():
     code = """
-import os, warnings
-warnings.simplefilter("ignore")
-import numpy as np, fastbn
-x = np.random.default_rng(0).standard_normal((8, 32, 64, 64), dtype=np.float32)
-fastbn.set_num_threads(2)
-expected = fastbn.batch_norm(x, None, None, training=True).tobytes()
-pid = os.fork()
-if pid == 0:
-    same = fastbn.batch_norm(x, None, None, training=True).tobytes() == expected
-    os._exit(0 if same else 1)
-print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+import os
+one = {min(os.sched_getaffinity(0))}
+if "before" in os.environ["WHEN"]:
+    os.sched_setaffinity(0, one)
+import fastbn
+os.sched_setaffinity(0, one)
+print(fastbn.get_num_threads())
 """
-    assert run(code) == "0"
+    for when in "before the import", "after it":
+        assert run(code, OMP_NUM_THREADS="8", WHEN=when) == "1"
+
+
+def test_threadpoolctl():
+    pytest.importorskip("threadpoolctl")
+    code = """
+import fastbn, threadpoolctl
+for chosen in (None, 3):
+    fastbn.set_num_threads(chosen)
+    with threadpoolctl.threadpool_limits(1):
+        print(fastbn.get_num_threads(), end=" ")
+"""
+    assert run(code, OMP_NUM_THREADS="2") == "1 3"
+
+
+# Control groups as /proc and /sys show them: the process's groups, what is mounted
+# where, the files of quotas, and how many processors that makes.
+MOUNT_2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
+MOUNT_1 = "32 31 0:29 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
+GROUPS = {
+    "none": ("", "", {}, None),
+    "no limit": ("0::/", MOUNT_2.format(root="/"), {"cpu.max": "max 100000"}, None),
+    "container": ("0::/", MOUNT_2.format(root="/"), {"cpu.max": "150000 100000"}, 1.5),
+    "nested, the inner one is less": (
+        "0::/a/b", MOUNT_2.format(root="/"),
+        {"a/cpu.max": "400000 100000", "a/b/cpu.max": "100000 50000"}, 2.0),
+    "nested, the outer one is less": (
+        "0::/a/b/c", MOUNT_2.format(root="/"),
+        {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000", "a/b/c/cpu.max": "8 4"}, 0.5),
+    "part of the hierarchy is mounted": (
+        "0::/docker/1/in", MOUNT_2.format(root="/docker/1"),
+        {"cpu.max": "300000 100000", "in/cpu.max": "max 100000"}, 3.0),
+    "another part is mounted": (
+        "0::/elsewhere", MOUNT_2.format(root="/docker/1"), {"cpu.max": "300000 100000"}, 3.0),
+    "version 1": (
+        "4:cpu,cpuacct:/x", MOUNT_1.format(root="/"),
+        {"x/cpu.cfs_quota_us": "250000", "x/cpu.cfs_period_us": "100000",
+         "cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, 2.5),
+    "version 1, in a container": (
+        "4:cpu,cpuacct:/docker/9", MOUNT_1.format(root="/docker/9"),
+        {"cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000"}, 0.5),
+    "version 1, no limit": (
+        "4:cpu:/", MOUNT_1.format(root="/"),
+        {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, None),
+    "a controller of another name": (
+        "4:cpuset:/x", MOUNT_1.format(root="/").replace("cpu,cpuacct", "cpuset"),
+        {"x/cpu.cfs_quota_us": "250000", "x/cpu.cfs_period_us": "100000"}, None),
+    "a folder with a space": (
+        "0::/my group", MOUNT_2.format(root="/").replace("/sys/fs/cgroup", "/sys\\040fs"),
+        {"my group/cpu.max": "700000 100000"}, 7.0),
+    "nonsense": ("0::/", MOUNT_2.format(root="/"), {"cpu.max": "soon"}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_quotas(name, tmp_path):
+    ours, mounts, files, expected = GROUPS[name]
+    process = tmp_path / "proc/self"
+    process.mkdir(parents=True)
+    (process / "cgroup").write_text(f"12:pids:/p\n{ours}\n" if ours else "")
+    (process / "mountinfo").write_text(f"22 1 0:20 / / rw - ext4 /dev/a rw\n{mounts}")
+    where = mounts.split()[4].replace("\\040", " ") if mounts else ""
+    for file, text in files.items():
+        path = tmp_path / where.lstrip("/") / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert _cgroup.processors(str(tmp_path)) == expected
+
+
+def own_group():
+    """A control group of our own with a quota of half a processor, where that is allowed."""
+    for parent, quota in (
+        ("/sys/fs/cgroup", {"cpu.max": "50000 100000"}),
+        ("/sys/fs/cgroup/cpu", {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}),
+    ):
+        group = Path(parent, f"fastbn-test-{os.getpid()}")
+        if not Path(parent, "cgroup.procs").exists() or not os.access(parent, os.W_OK):
+            continue
+        try:
+            group.mkdir()
+            for file, text in quota.items():
+                (group / file).write_text(text)
+            return group
+        except OSError:
+            if group.exists():
+                group.rmdir()
+    return None
+
+
+def test_a_real_quota():
+    group = own_group()
+    if group is None:
+        pytest.skip("may not make control groups here")
+    code = """
+import os, time, fastbn
+print(fastbn.show_config()["threads_from"])
+open(os.environ["GROUP"] + "/cgroup.procs", "w").write(str(os.getpid()))
+time.sleep(1.1)
+print(fastbn.get_num_threads(), fastbn.show_config()["threads_from"])
+"""
+    try:
+        lines = run(code, GROUP=str(group), OMP_NUM_THREADS="2").splitlines()
+    finally:
+        group.rmdir()
+    assert lines[0] != lines[1]
+    assert lines[1] == "1 control group's quota"
+
+
+@pytest.mark.skipif(fastbn.show_config()["openmp"] is None, reason="built without OpenMP")
+def test_calls_are_serial_after_a_wasted_team():
+    def teams(calls):
+        return [_threads.threads_for(1 << 30) for _ in range(calls)]
+
+    fastbn.set_num_threads(4)
+    _threads.always_parallel(False)
+    try:
+        assert _threads.threads_for(1000) == 1
+        assert teams(3) == [4, 4, 4]
+        for rest in (1, 2, 4):
+            _threads.team_was(True)
+            assert teams(rest + 2) == [1] * rest + [4, 4]
+        for _ in range(3):
+            _threads.team_was(False)
+        _threads.team_was(True)
+        assert teams(6) == [1] * 5 + [4]
+        for _ in range(20):
+            _threads.team_was(True)
+        assert teams(300) == [1] * 256 + [4] * 44
+    finally:
+        _threads.always_parallel(False)
+
+
+@pytest.mark.parametrize("limit", [{}, {"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "TRUE"}])
+def test_a_team_that_is_smaller_than_asked_for(limit):
+    code = """
+import hashlib, numpy as np, fastbn
+fastbn.set_num_threads(5)
+x = np.random.default_rng(0).standard_normal((40, 32, 64, 64), dtype=np.float32)
+print(hashlib.sha256(fastbn.batch_norm(x, None, None, training=True)).hexdigest())
+"""
+    x = np.random.default_rng(0).standard_normal((40, 32, 64, 64), dtype=np.float32)
+    with fastbn.threads(1):
+        expected = hashlib.sha256(fastbn.batch_norm(x, None, None, training=True)).hexdigest()
+    assert run(code, **limit) == expected
+
+
+def test_other_python_threads_run_during_a_call():
+    x = np.zeros((64, 64, 128, 128), np.float32)
+    y = np.empty_like(x)
+    running = threading.Event()
+
+    def work():
+        running.set()
+        fastbn.batch_norm(x, np.zeros(64), np.ones(64), training=True, out=y)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    running.wait()
+    steps = 0
+    while thread.is_alive():
+        steps += 1
+    # With the GIL held there would be one step or two.
+    assert steps > 1000
 
 
 def test_a_small_stack_is_enough():

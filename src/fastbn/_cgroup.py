@@ -31,7 +31,7 @@ def _groups(root: Path) -> Iterator[Path]:
 
 def _mounts(root: Path) -> Iterator[tuple[Path, PurePosixPath]]:
     # Each mounted hierarchy that may hold quotas, and the path of our group in it.
-    ours = {}
+    ours: dict[str, PurePosixPath] = {}
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if not controllers or "cpu" in controllers.split(","):
@@ -41,9 +41,9 @@ def _mounts(root: Path) -> Iterator[tuple[Path, PurePosixPath]]:
         kind, _, options = system.split(" ", 2)
         if kind in ours and (kind == "cgroup2" or "cpu" in options.split(",")):
             top, point = (_unescaped(field) for field in mount.split(" ")[3:5])
-            path = ours[kind]
+            group = ours[kind]
             # A mount may show a part of the hierarchy; a group outside it is not seen.
-            inside = path.relative_to(top) if path.is_relative_to(top) else PurePosixPath()
+            inside = group.relative_to(top) if group.is_relative_to(top) else PurePosixPath()
             yield root / point.lstrip("/"), inside
 
 

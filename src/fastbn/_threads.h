@@ -35,10 +35,12 @@ static inline const char *openmp_runtime(void) { return ""; }
 static inline int openmp_version(void) { return _OPENMP; }
 static inline int openmp_max_threads(void) { return omp_get_max_threads(); }
 static inline int openmp_processors(void) { return omp_get_num_procs(); }
+static inline double openmp_clock(void) { return omp_get_wtime(); }
 #else
 static inline int openmp_version(void) { return 0; }
 static inline int openmp_max_threads(void) { return 1; }
 static inline int openmp_processors(void) { return 1; }
+static inline double openmp_clock(void) { return 0; }
 #endif
 
 #endif

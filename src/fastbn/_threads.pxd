@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How many threads a call gets."""
 
-cdef int threads_for(Py_ssize_t elements) except -1
+cpdef int threads_for(Py_ssize_t size) except -1
+cpdef void team_was(bint wasted) noexcept

@@ -5,13 +5,20 @@
 In this order: `set_num_threads` (or `threads`), the environment variable
 FASTBN_NUM_THREADS, and else, at each call, the least of OpenMP's maximum, the
 processors this process may run on, and its control group's quota. Small calls
-stay serial whatever the number, and so does every call of a forked child. May:
-decide on numbers. May not: start threads.
+stay serial whatever the number, and so does every call of a forked child.
+
+A team can cost more than it gives: threads that rest have to be woken, and where
+another library keeps the processors busy they come late, or the system puts them
+behind the very thread that waits for them. A call cannot know; but it notices when
+it waited for the others longer than they can have worked. Then the next calls are
+serial: one, twice as many each time it happens again, one less each time it does
+not (docs/performance.md has the figures).
+
+May: decide on numbers. May not: start threads.
 """
 import operator
 import os
 from math import ceil
-from time import monotonic
 
 from fastbn import _cgroup
 
@@ -21,20 +28,25 @@ cdef extern from "_threads.h":
     int openmp_version()
     int openmp_max_threads()
     int openmp_processors()
+    double openmp_clock()
     const char* openmp_runtime()
 
 cdef enum:
     LARGEST_TEAM = 1024
 
-# Below this many elements (512 KB of float32) a second thread gains little, and a
-# lot is lost where another library keeps the processors busy.
-cdef Py_ssize_t serial_below = 1 << 17
+cdef enum:
+    PARALLEL_FROM = 512 << 10   # bytes of x
+    LONGEST_REST = 256          # calls
+
+cdef Py_ssize_t parallel_from = PARALLEL_FROM   # 0: every call is
+cdef int resting = 0            # calls that are still to be serial
+cdef int next_rest = 1
 
 cdef int chosen = 0             # set_num_threads; 0: not set
 cdef int from_environment = 0   # FASTBN_NUM_THREADS; 0: not set
 
 # The quota may change while the process runs; to look it up takes 0.2 ms.
-cdef double SECONDS_BETWEEN_LOOKS = 1.0
+cdef double BETWEEN_LOOKS = 1.0     # seconds
 cdef int quota = LARGEST_TEAM
 cdef double quota_looked_up = float("-inf")
 
@@ -55,8 +67,8 @@ cdef int parse(value, str name) except -1:
 cdef int quota_threads() except -1:
     # Rounded up: part of a processor is still worth a thread.
     global quota, quota_looked_up
-    now = monotonic()
-    if now - quota_looked_up >= SECONDS_BETWEEN_LOOKS:
+    now = openmp_clock()
+    if now - quota_looked_up >= BETWEEN_LOOKS:
         processors = _cgroup.processors()
         quota = LARGEST_TEAM if processors is None else min(LARGEST_TEAM, ceil(processors))
         quota_looked_up = now
@@ -70,8 +82,24 @@ cdef int current() except -1:
         1, min(openmp_max_threads(), openmp_processors(), quota_threads()))
 
 
-cdef int threads_for(Py_ssize_t elements) except -1:
-    return 1 if elements < serial_below or openmp_version() == 0 else current()
+cpdef int threads_for(Py_ssize_t size) except -1:
+    """Return the number of threads for a call on `size` bytes, which is about to begin."""
+    global resting
+    if size < parallel_from or openmp_version() == 0:
+        return 1
+    if resting > 0 and parallel_from > 0:
+        resting -= 1
+        return 1
+    return current()
+
+
+cpdef void team_was(bint wasted) noexcept:
+    """Take note of whether the team of the last parallel call was worth waiting for."""
+    global resting, next_rest
+    if wasted:
+        resting, next_rest = next_rest, min(2 * next_rest, LONGEST_REST)
+    else:
+        next_rest = max(1, next_rest - 1)
 
 
 def set_num_threads(n):
@@ -95,10 +123,11 @@ def set_num_threads(n):
 
     Notes
     -----
-    Results do not depend on the number of threads: not in a single bit. Calls
-    with fewer than 131,072 elements, and calls in a child of ``fork``, run on one
-    thread whatever the number. A number that the system cannot provide ends the
-    process; that is OpenMP's way.
+    Results do not depend on the number of threads: not in a single bit.
+
+    Some calls run on one thread whatever the number: those on less than 512 KB, those
+    in a child of ``fork``, and a few after a call for which the other threads came too
+    late. A number that the system cannot provide ends the process; that is OpenMP's way.
 
     Examples
     --------
@@ -172,15 +201,10 @@ class threads:
         return f"fastbn.threads({self._n})"
 
 
-def parallel_from(elements):
-    """Set from how many elements on calls are parallel; return the old number.
-
-    For tests, which want small calls on many threads.
-    """
-    global serial_below
-    before = serial_below
-    serial_below = elements
-    return before
+def always_parallel(on):
+    """Give every call the number of threads that is set: for tests."""
+    global parallel_from, resting, next_rest
+    parallel_from, resting, next_rest = 0 if on else PARALLEL_FROM, 0, 1
 
 
 def source():

@@ -22,7 +22,7 @@ import operator
 
 import numpy as np
 
-from fastbn._threads cimport threads_for
+from fastbn._threads cimport team_was, threads_for
 from fastbn.kernels cimport drivers
 from fastbn.kernels.job cimport NO_MEMORY, STOPPED, Job, Leaves, Operand
 
@@ -578,11 +578,13 @@ cdef inline Py_ssize_t values_per_channel(cnp.ndarray x, int axis) noexcept:
 
 cdef int signalled() noexcept with gil:
     # Runs Python's handlers of signals, on the main thread only. What one raises
-    # waits in the thread's state for checked_status.
+    # waits in the thread's state for `ended`.
     return leave_signal_error()
 
 
-cdef int checked_status(int status) except -1:
+cdef int ended(int status, const Job* job) except -1:
+    if job.threads > 1:
+        team_was(job.team_wasted)
     if status == NO_MEMORY:
         raise MemoryError("no memory for the workspace")
     return -1 if status == STOPPED else 0
@@ -598,17 +600,17 @@ def statistics(x_, layout, /):
     cdef Job job
     cdef Arrangement arrangement
     cdef const Leaves* leaves = leaves_for(x)
-    cdef int split, threads, status
+    cdef int split, status
     if count == 0:
         return count, mean, m2
     arrangement = Arrangement([x], axis, False)
     split = arrangement.settle(&job, axis)
     describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
     job.mean, job.m2, job.var = numbers_of(mean), numbers_of(m2), NULL
-    threads = threads_for(cnp.PyArray_SIZE(x))
+    job.threads = threads_for(cnp.PyArray_NBYTES(x))
     with nogil:
-        status = drivers.statistics(leaves, &job, threads)
-    checked_status(status)
+        status = drivers.statistics(leaves, &job)
+    ended(status, &job)
     return count, mean, m2
 
 
@@ -628,7 +630,7 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     cdef Arrangement arrangement
     cdef Job job
     cdef const Leaves* leaves = leaves_for(x)
-    cdef int split, threads, status
+    cdef int split, status
     job.momentum = checked_momentum(momentum_)
     job.eps = checked_eps(eps_, training)
     job.training = training
@@ -669,13 +671,13 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     split = arrangement.settle(&job, axis)
     describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
     describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.out)
-    threads = threads_for(cnp.PyArray_SIZE(x))
+    job.threads = threads_for(cnp.PyArray_NBYTES(x))
     with nogil:
         if training:
-            status = drivers.training(leaves, &job, threads)
+            status = drivers.training(leaves, &job)
         else:
-            status = drivers.inference(leaves, &job, threads)
-    checked_status(status)
+            status = drivers.inference(leaves, &job)
+    ended(status, &job)
     out = arrangement.result()
     if training:
         copy_back(running_mean, new_mean)
@@ -699,7 +701,7 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
     cdef Arrangement arrangement
     cdef Job job
     cdef const Leaves* leaves = leaves_for(x)
-    cdef int split, threads, status
+    cdef int split, status
     checked_like_x(dy, "dy", x)
     if training:
         checked_count(x, count)
@@ -723,9 +725,9 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
         describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
         describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.dy)
         describe(arrangement.arrays[2], &job, &arrangement.order, split, &job.out)
-        threads = threads_for(cnp.PyArray_SIZE(x))
+        job.threads = threads_for(cnp.PyArray_NBYTES(x))
         with nogil:
-            status = drivers.gradients(leaves, &job, threads)
-        checked_status(status)
+            status = drivers.gradients(leaves, &job)
+        ended(status, &job)
         arrangement.result()
     return arrangement.out, rounded(dweight, gradient_type), rounded(dbias, gradient_type)

@@ -2,7 +2,7 @@
 """The operations, as the view calls them."""
 from fastbn.kernels.job cimport Job, Leaves
 
-cdef int statistics(const Leaves* leaves, Job* job, int threads) noexcept nogil
-cdef int inference(const Leaves* leaves, Job* job, int threads) noexcept nogil
-cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil
-cdef int gradients(const Leaves* leaves, Job* job, int threads) noexcept nogil
+cdef int statistics(const Leaves* leaves, Job* job) noexcept nogil
+cdef int inference(const Leaves* leaves, Job* job) noexcept nogil
+cdef int training(const Leaves* leaves, Job* job) noexcept nogil
+cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil

@@ -19,7 +19,6 @@ Python objects, raise. A driver returns 0; or NO_MEMORY, and nothing has been
 written; or STOPPED by the caller, and a part of `out` has been written, but no
 running statistics.
 """
-from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -98,6 +97,7 @@ cdef int prepare(const Leaves* leaves, Job* job) noexcept nogil:
         return NO_MEMORY
     job.partial[1] = job.partial[0] + channels * job.plan.segments
     job.coefficients = job.partial[1] + channels * job.plan.segments
+    job.team_wasted = False
     job.large = elements(job) * leaves.elem_size >= LARGE
     job.streaming = elements(job) * leaves.elem_size >= STREAMING_OUTPUT
     return 0
@@ -107,57 +107,26 @@ cdef inline void finish(Job* job) noexcept nogil:
     free(job.partial[0])
 
 
-cdef inline bint by_tile(const Leaves* leaves, const Job* job, int tensors,
-                         int threads) noexcept nogil:
+cdef inline bint by_tile(const Leaves* leaves, const Job* job, int tensors) noexcept nogil:
     cdef size_t tile = (<size_t>(job.view.outer * job.view.middle) * job.view.inner
                         * job.plan.tile_channels * leaves.elem_size * tensors)
-    return (job.view.inner > 1 and tile <= CACHE_OF_A_TILE
-            and (threads == 1 or job.plan.tiles >= 2 * threads))
+    return (tile <= CACHE_OF_A_TILE
+            and (job.threads == 1 or job.plan.tiles >= 2 * job.threads))
+
+
+include "team.pxi"
 
 
 # ---- phases ----------------------------------------------------------------------
-
-cdef struct Sweep
-
-ctypedef void (*Piece)(const Sweep* sweep, Py_ssize_t i) noexcept nogil
-
-cdef struct Sweep:
-    # One phase: what a piece of it does, and to what.
-    const Leaves* leaves
-    const Job* job
-    Task leaf
-    Py_ssize_t split        # pieces that a block is shared out to
-
-
-cdef int run(const Sweep* sweep, Piece piece, Py_ssize_t pieces, int threads) noexcept nogil:
-    # In stretches of bounded work: between two of them the caller may stop the job.
-    # Neighbouring pieces go to one thread: in turn, two threads would fight over the
-    # lines of the output that their prefetchers reach for.
-    cdef Py_ssize_t bytes = elements(sweep.job) * sweep.leaves.elem_size
-    cdef Py_ssize_t stretches = minimum(pieces, ceil_div(bytes, STRETCH))
-    cdef Py_ssize_t stretch, i, start, stop = 0
-    for stretch in range(stretches):
-        if stretch > 0 and sweep.job.stopped():
-            return STOPPED
-        start, stop = stop, pieces * (stretch + 1) // stretches
-        if threads == 1:
-            for i in range(start, stop):
-                piece(sweep, i)
-        else:
-            for i in prange(start, stop, num_threads=threads, schedule="static"):
-                piece(sweep, i)
-    return 0
-
 
 cdef void segment_of_tile(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
     cdef Py_ssize_t tile = i // sweep.job.plan.segments, segment = i % sweep.job.plan.segments
     sweep.leaf(sweep.job, tile, tile + 1, segment, segment + 1)
 
 
-cdef int sweep_segments(const Leaves* leaves, const Job* job, Task leaf,
-                        int threads) noexcept nogil:
+cdef int sweep_segments(const Leaves* leaves, Job* job, Task leaf) noexcept nogil:
     cdef Sweep sweep = Sweep(leaves, job, leaf, 1)
-    return run(&sweep, segment_of_tile, job.plan.tiles * job.plan.segments, threads)
+    return run(&sweep, segment_of_tile, job.plan.tiles * job.plan.segments)
 
 
 cdef void share_of_block(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
@@ -166,45 +135,51 @@ cdef void share_of_block(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
     sweep.leaf(sweep.job, tiles * share // split, tiles * (share + 1) // split, block, block + 1)
 
 
-cdef int sweep_blocks(const Leaves* leaves, const Job* job, Task leaf,
-                      int threads) noexcept nogil:
+cdef int sweep_blocks(const Leaves* leaves, Job* job, Task leaf) noexcept nogil:
     # Elementwise: a piece is what lies together in memory, blocks before tiles.
     cdef Py_ssize_t blocks = job.plan.blocks
-    cdef bint enough = threads == 1 or blocks >= 4 * threads
+    cdef bint enough = job.threads == 1 or blocks >= 4 * job.threads
     cdef Sweep sweep = Sweep(leaves, job, leaf,
-                             1 if enough else minimum(job.plan.tiles, 4 * threads))
-    return run(&sweep, share_of_block, blocks * sweep.split, threads)
+                             1 if enough else minimum(job.plan.tiles, 4 * job.threads))
+    return run(&sweep, share_of_block, blocks * sweep.split)
 
 
-cdef int sweep_tiles(const Leaves* leaves, const Job* job, Piece tile,
-                     int threads) noexcept nogil:
+cdef int sweep_tiles(const Leaves* leaves, Job* job, Piece tile) noexcept nogil:
     cdef Sweep sweep = Sweep(leaves, job, NULL, 1)
-    return run(&sweep, tile, job.plan.tiles, threads)
+    return run(&sweep, tile, job.plan.tiles)
 
 
 # ---- the operations --------------------------------------------------------------
 
-cdef int statistics(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+cdef int statistics(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status = prepare(leaves, job)
     if status == 0:
-        status = sweep_segments(leaves, job, leaves.moments, threads)
+        status = sweep_segments(leaves, job, leaves.moments)
     if status == 0:
         leaves.merge_moments(job, 0, job.view.channels)
     finish(job)
     return status
 
 
-cdef int inference(const Leaves* leaves, Job* job, int threads) noexcept nogil:
-    cdef int status = prepare(leaves, job)
-    if status == 0:
-        leaves.coefficients(job, 0, job.view.channels)
-        status = sweep_blocks(leaves, job, leaves.write_forward, threads)
-    finish(job)
-    return status
-
-
 cdef inline Py_ssize_t tile_start(const Job* job, Py_ssize_t tile) noexcept nogil:
     return minimum(job.view.channels, tile * job.plan.tile_channels)
+
+
+cdef void infer_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
+    cdef const Job* job = sweep.job
+    sweep.leaves.coefficients(job, tile_start(job, tile), tile_start(job, tile + 1))
+    sweep.leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
+
+
+cdef int inference(const Leaves* leaves, Job* job) noexcept nogil:
+    cdef int status = prepare(leaves, job)
+    if status == 0 and job.plan.blocks == 1:
+        status = sweep_tiles(leaves, job, infer_tile)
+    elif status == 0:
+        leaves.coefficients(job, 0, job.view.channels)
+        status = sweep_blocks(leaves, job, leaves.write_forward)
+    finish(job)
+    return status
 
 
 cdef void train_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
@@ -217,22 +192,22 @@ cdef void train_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
     leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
 
 
-cdef int train(const Leaves* leaves, const Job* job, int threads) noexcept nogil:
+cdef int train(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status
-    if by_tile(leaves, job, 1, threads):
-        return sweep_tiles(leaves, job, train_tile, threads)
-    status = sweep_segments(leaves, job, leaves.moments, threads)
+    if by_tile(leaves, job, 1):
+        return sweep_tiles(leaves, job, train_tile)
+    status = sweep_segments(leaves, job, leaves.moments)
     if status != 0:
         return status
     leaves.merge_moments(job, 0, job.view.channels)
     leaves.coefficients(job, 0, job.view.channels)
-    return sweep_blocks(leaves, job, leaves.write_forward, threads)
+    return sweep_blocks(leaves, job, leaves.write_forward)
 
 
-cdef int training(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+cdef int training(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status = prepare(leaves, job)
     if status == 0:
-        status = train(leaves, job, threads)
+        status = train(leaves, job)
     if status == 0:
         leaves.update_running(job, 0, job.view.channels)
     finish(job)
@@ -247,24 +222,24 @@ cdef void differentiate_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil
     leaves.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
 
 
-cdef int differentiate(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+cdef int differentiate(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status
     leaves.coefficients(job, 0, job.view.channels)
-    if job.training and by_tile(leaves, job, 2, threads):
-        return sweep_tiles(leaves, job, differentiate_tile, threads)
-    status = sweep_segments(leaves, job, leaves.gradient_sums, threads)
+    if job.training and by_tile(leaves, job, 2):
+        return sweep_tiles(leaves, job, differentiate_tile)
+    status = sweep_segments(leaves, job, leaves.gradient_sums)
     if status != 0:
         return status
     leaves.merge_gradients(job, 0, job.view.channels)
     if job.training:
-        return sweep_blocks(leaves, job, leaves.write_gradient, threads)
+        return sweep_blocks(leaves, job, leaves.write_gradient)
     job.x = job.dy      # dx is an affine function of dy alone
-    return sweep_blocks(leaves, job, leaves.write_forward, threads)
+    return sweep_blocks(leaves, job, leaves.write_forward)
 
 
-cdef int gradients(const Leaves* leaves, Job* job, int threads) noexcept nogil:
+cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status = prepare(leaves, job)
     if status == 0:
-        status = differentiate(leaves, job, threads)
+        status = differentiate(leaves, job)
     finish(job)
     return status

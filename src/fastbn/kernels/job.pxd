@@ -71,6 +71,8 @@ ctypedef struct Job:
     # coefficients: (COEFFICIENTS, channels) numbers of the leaf's `real`.
     double* partial[2]
     void* coefficients
+    int threads
+    bint team_wasted            # set by drivers: waiting for it took longer than its work
     # Asked now and then, on the calling thread: not 0 ends the job early.
     int (*stopped)() noexcept nogil
 

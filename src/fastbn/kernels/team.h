@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * What the threads of a team tell each other: atomic numbers; the time; ways to wait.
+ * No loops, no decisions. */
+#ifndef FASTBN_TEAM_H
+#define FASTBN_TEAM_H
+
+#include <stdint.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+static inline int team_size(void) { return omp_get_num_threads(); }
+static inline double team_clock(void) { return omp_get_wtime(); }
+#else
+static inline int team_size(void) { return 1; }
+static inline double team_clock(void) { return 0; }
+#endif
+
+/* Order does not matter: what the numbers guard is read after OpenMP's own barriers. */
+static inline uint64_t atomic_read(const uint64_t *p)
+{ return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void atomic_increase(uint64_t *p)
+{ __atomic_fetch_add(p, 1, __ATOMIC_RELAXED); }
+static inline int atomic_replace(uint64_t *p, uint64_t *expected, uint64_t wanted)
+{ return __atomic_compare_exchange_n(p, expected, wanted, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED); }
+
+/* Ways to wait, each slower and kinder than the one before. To give way may change
+ * nothing for milliseconds; to sleep, however shortly, frees the processor at once,
+ * and costs some 50 us. */
+#if defined(__SSE2__)
+#include <immintrin.h>
+static inline void relax(void) { _mm_pause(); }
+#elif defined(__aarch64__)
+static inline void relax(void) { __asm__ volatile("yield"); }
+#else
+static inline void relax(void) {}
+#endif
+
+#ifdef _WIN32
+#include <windows.h>
+static inline void give_way(void) { SwitchToThread(); }
+static inline void nap(void) { Sleep(1); }
+#else
+#include <sched.h>
+#include <time.h>
+static inline void give_way(void) { sched_yield(); }
+static inline void nap(void)
+{ const struct timespec shortly = {0, 1000}; nanosleep(&shortly, NULL); }
+#endif
+
+#endif

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How the pieces of a phase are shared out to threads.
+
+OpenMP starts the threads; who does which piece is decided here, since a static
+schedule waits for the slowest thread and a dynamic one forgets which thread has
+which part of the tensor in its cache. What the pieces are does not depend on it.
+
+May: run pieces, count, wait. May not: know what a piece does.
+"""
+from cython.parallel cimport parallel, threadid
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef extern from "team.h" nogil:
+    int team_size()
+    uint64_t atomic_read(const uint64_t* p)
+    void atomic_increase(uint64_t* p)
+    bint atomic_replace(uint64_t* p, uint64_t* expected, uint64_t wanted)
+    double team_clock()
+    void relax()
+    void give_way()
+    void nap()
+
+cdef enum:
+    # How often a thread that waits for another tries the quicker ways first.
+    RELAXED = 1000
+    GIVING_WAY = RELAXED + 100
+
+
+cdef struct Sweep
+
+ctypedef void (*Piece)(const Sweep* sweep, Py_ssize_t i) noexcept nogil
+
+cdef struct Sweep:
+    # One phase: what a piece of it does, and to what.
+    const Leaves* leaves
+    Job* job
+    Task leaf
+    Py_ssize_t split        # pieces that a block is shared out to
+
+cdef struct Share:
+    # The pieces that are left of a thread's share: the first, and the one after the
+    # last, 32 bits each, in one number, so that both change at once.
+    uint64_t left
+    char line[56]           # no two shares on a line of the cache
+
+cdef struct Team:
+    Share* shares
+    int threads
+    uint64_t arrived
+    uint64_t done
+    bint wasted             # it cost more than it gave
+
+
+cdef inline uint64_t range_of(uint64_t start, uint64_t stop) noexcept nogil:
+    return start << 32 | stop
+
+
+cdef Py_ssize_t take(Share* share, bint last) noexcept nogil:
+    # The first or the last piece that is left; -1: nothing is.
+    cdef uint64_t left = atomic_read(&share.left), start, stop
+    while True:
+        start, stop = left >> 32, <uint32_t>left
+        if start == stop:
+            return -1
+        if atomic_replace(&share.left, &left, range_of(start + 1 - last, stop - last)):
+            return stop - 1 if last else start
+
+
+cdef void take_part(const Sweep* sweep, Piece piece, Py_ssize_t start, Team* team,
+                    int me) noexcept nogil:
+    # A thread's own share first, then what is left of the others', from the end: a
+    # thread that the system holds up holds up one piece, not its share.
+    cdef double began = team_clock()
+    cdef Py_ssize_t i
+    cdef int k
+    atomic_increase(&team.arrived)
+    for k in range(team.threads):
+        while True:
+            i = take(&team.shares[(me + k) % team.threads], k > 0)
+            if i < 0:
+                break
+            piece(sweep, start + i)
+    atomic_increase(&team.done)
+    if me == 0:
+        await_others(team, team_clock() - began)
+
+
+cdef void await_others(Team* team, double worked) noexcept nogil:
+    # OpenMP's barrier would spin for milliseconds, perhaps on the very processor
+    # that a late thread waits for.
+    cdef uint64_t size = team_size(), helpers = atomic_read(&team.arrived) - 1
+    cdef double began = team_clock()
+    cdef int waits = 0
+    while atomic_read(&team.done) < size:
+        if waits < RELAXED:
+            relax()
+        elif waits < GIVING_WAY:
+            give_way()
+        else:
+            nap()
+        waits += 1
+    # No more work than that can the others have done meanwhile.
+    team.wasted = size > 1 and team_clock() - began > helpers * worked
+
+
+cdef bint share_out(const Sweep* sweep, Piece piece, Py_ssize_t start, Py_ssize_t stop,
+                    Share* shares) noexcept nogil:
+    # Neighbouring pieces go to one thread: in turn, two threads would fight over the
+    # lines of the output that their prefetchers reach for. Each phase shares out
+    # alike, so that a thread finds in its cache what it left there.
+    cdef int k, threads = sweep.job.threads
+    cdef Team team = Team(shares, threads, 0, 0, False)
+    cdef Py_ssize_t pieces = stop - start
+    for k in range(threads):
+        shares[k].left = range_of(pieces * k // threads, pieces * (k + 1) // threads)
+    with parallel(num_threads=threads):
+        take_part(sweep, piece, start, &team, threadid())
+    return team.wasted
+
+
+cdef int run(const Sweep* sweep, Piece piece, Py_ssize_t pieces) noexcept nogil:
+    # In stretches of bounded work: between two of them the caller may stop the job.
+    cdef Job* job = sweep.job
+    cdef Py_ssize_t bytes = elements(job) * sweep.leaves.elem_size
+    cdef Py_ssize_t stretches = minimum(pieces, ceil_div(bytes, STRETCH))
+    cdef Py_ssize_t stretch, i, start, stop = 0
+    cdef Share* shares = NULL
+    cdef int status = 0
+    if job.threads > 1 and pieces > 1:
+        shares = <Share*>malloc(job.threads * sizeof(Share))    # NULL: serial, then
+    for stretch in range(stretches):
+        if stretch > 0 and job.stopped():
+            status = STOPPED
+            break
+        start, stop = stop, pieces * (stretch + 1) // stretches
+        if shares != NULL:
+            job.team_wasted |= share_out(sweep, piece, start, stop, shares)
+        else:
+            for i in range(start, stop):
+                piece(sweep, i)
+    free(shares)
+    return status
