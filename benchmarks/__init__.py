@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""fastbn beside its peers, and beside a copy of the same tensor.
+
+    python -m pip install ".[bench]"
+    python -m benchmarks --quick
+
+    cases.py        which shapes, from which networks; the arrays of one case
+    contenders.py   how fastbn, NumPy, PyTorch, ONNX Runtime, JAX, oneDNN and the
+                    copies carry out one case, each prepared as well as it can be
+    native.py       compiles copies.c and onednn.c, which are no part of the package
+    race.py         times the contenders of a case in interleaved rounds
+    report.py       JSON -> Markdown tables and plots
+    __main__.py     the command line; one process for each number of threads
+
+Run it on an idle machine: nothing else, not even an editor that compiles.
+`accuracy.py` compares errors, and test_calls.py has cases for pytest-benchmark.
+"""

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line: `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+PEERS = ("numpy", "torch", "onnxruntime", "jax", "onednn")
+PACKAGES = ("numpy", "torch", "onnxruntime", "jax", "onednn-cpu-gomp")
+
+
+def parsed() -> argparse.Namespace:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Time fastbn, its peers, and a copy of the same tensor. All filters "
+        "may be combined. Writes results.json, results.md and plots.",
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a few shapes, float32, the best level: 5 minutes")
+    add("--op", nargs="+", default=["inference", "training", "backward"], dest="ops")
+    add("--shape", default="", help='part of a network\'s name, or of a shape such as "x7x7"')
+    add("--layout", nargs="+", default=["NCHW", "NHWC"], choices=["NCHW", "NHWC"], dest="layouts")
+    add("--dtype", nargs="+", choices=["float32", "float64"], dest="dtypes")
+    add("--peer", nargs="*", default=list(PEERS), choices=PEERS, dest="peers")
+    add("--level", nargs="+", dest="levels", help="CPU levels; default: all that run here")
+    add("--threads", nargs="+", type=int, default=sorted({1, processors}))
+    add("--budget", type=float, default=0.8, help="seconds for each case, about (default 0.8)")
+    add("--output", type=Path, default=Path("benchmark-results"), help="folder for the results")
+    add("--report", type=Path, help="only write the report of an earlier results.json")
+    arguments = parser.parse_args()
+    if arguments.dtypes is None:
+        arguments.dtypes = ["float32"] if arguments.quick else ["float32", "float64"]
+    return arguments
+
+
+def run_in_processes(arguments: argparse.Namespace) -> dict[str, object]:
+    """Run each number of threads in a process of its own; return all the results.
+
+    A process is the one limit that every library obeys: XLA, for one, counts the
+    processors it may use when it starts.
+    """
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for threads in arguments.threads:
+            command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
+            command += ["--threads", str(threads), "--output", folder]
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            environment["FASTBN_BENCHMARK_WORKER"] = "1"
+            subprocess.run(command, check=True, env=environment)
+            parts.append(json.loads(Path(folder, "results.json").read_text()))
+    return parts[0] | {"cases": [case for part in parts for case in part["cases"]]}
+
+
+def limit_processors(threads: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+
+
+def machine() -> dict[str, object]:
+    import fastbn
+
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(": ")[1] for line in lines if "model name" in line), processor)
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": processor,
+        "processors": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "fastbn": fastbn.show_config(),
+        "versions": versions,
+    }
+
+
+def run_cases(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
+    from tqdm import tqdm
+
+    from benchmarks import cases, contenders, race
+    from fastbn import _dispatch
+
+    peers = tuple(arguments.peers)
+    missing = contenders.missing_peers(peers)
+    if missing:
+        print(f"not installed, so left out: {', '.join(missing)}", file=sys.stderr)
+    peers = tuple(peer for peer in peers if peer not in missing)
+    runnable = _dispatch.runnable()
+    levels = tuple(arguments.levels or (runnable[:1] if arguments.quick else runnable))
+    todo = list(
+        cases.grid(
+            arguments.quick, arguments.ops, arguments.layouts, arguments.dtypes, arguments.shape,
+            arguments.threads[0],
+        )
+    )  # fmt: skip
+    bar = tqdm(
+        todo, unit="case", desc=f"threads: {arguments.threads[0]}", smoothing=0.05, mininterval=2
+    )
+    for case in bar:
+        bar.set_postfix_str(case.name)
+        arrays = cases.Arrays(case)
+        found = contenders.contenders(arrays, levels, peers)
+        errors = {}
+        for contender in found:
+            contender.run(1)
+            errors[contender.name] = arrays.error(contender.result())
+        lanes = race.race(found, arguments.budget)
+        copies = [lane for lane in lanes if lane.contender.kind == "copy"]
+        copy = min(copies, key=lambda lane: lane.median)
+        yield dataclasses.asdict(case) | {
+            "bytes": case.nbytes,
+            "copy": copy.median,
+            "contenders": [
+                {
+                    "name": lane.contender.name,
+                    "kind": lane.contender.kind,
+                    "seconds": lane.median,
+                    "spread": lane.spread,
+                    "ratio": race.ratio(lane, copy),
+                    "rounds": len(lane.times),
+                    "error": errors[lane.contender.name],
+                }
+                for lane in lanes
+                if lane.contender.kind != "copy"
+            ],
+        }
+
+
+def main() -> None:
+    arguments = parsed()
+    warnings.filterwarnings("ignore", message=".*os.fork.*")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    file = arguments.output / "results.json"
+    if arguments.report:
+        results = json.loads(arguments.report.read_text())
+    elif "FASTBN_BENCHMARK_WORKER" in os.environ:
+        limit_processors(arguments.threads[0])
+        results = {"machine": machine(), "cases": list(run_cases(arguments))}
+        file.write_text(json.dumps(results))
+        return
+    else:
+        results = run_in_processes(arguments)
+        file.write_text(json.dumps(results))
+    from benchmarks import report
+
+    report.write(results, arguments.output)
+    print(report.summary(results))
+    print(f"written: {', '.join(sorted(str(path) for path in arguments.output.iterdir()))}")
+
+
+if __name__ == "__main__":
+    main()
