@@ -115,9 +115,10 @@ def run_cases(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
     bar = tqdm(
         todo, unit="case", desc=f"threads: {arguments.threads[0]}", smoothing=0.05, mininterval=2
     )
+    arrays = None
     for case in bar:
         bar.set_postfix_str(case.name)
-        arrays = cases.Arrays(case)
+        arrays = arrays.of(case) if arrays and arrays.fit(case) else cases.Arrays(case)
         found = contenders.contenders(arrays, levels, peers)
         errors = {}
         for contender in found:

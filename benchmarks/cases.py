@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+
+import fastbn
 
 OPERATIONS = ("inference", "training", "backward")
 LAYOUTS = ("NCHW", "NHWC")
@@ -92,31 +96,41 @@ def grid(
             yield Case(network, shape, layout, op, dtype, threads)
 
 
-@dataclass
 class Arrays:
     """What the contenders of a case work on. All of them write to the same `y`."""
 
-    case: Case
-    x: np.ndarray = field(init=False)
-    dy: np.ndarray = field(init=False)
-    y: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, case: Case):
         rng = np.random.default_rng(0)
-        case, dtype = self.case, self.case.dtype
-        channels = case.shape[1]
-        self.x = rng.standard_normal(case.stored, dtype=np.dtype(dtype)) + np.dtype(dtype).type(1)
-        self.dy = rng.standard_normal(case.stored, dtype=np.dtype(dtype))
+        dtype, channels = np.dtype(case.dtype), case.shape[1]
+        self.case = case
+        self.x = rng.standard_normal(case.stored, dtype=dtype)
+        self.x += 1
+        self.dy = rng.standard_normal(case.stored, dtype=dtype)
         self.y = np.empty_like(self.x)
         self.weight = rng.uniform(0.5, 1.5, channels).astype(dtype)
         self.bias = rng.standard_normal(channels).astype(dtype)
         self.running_mean = np.ones(channels, dtype)
         self.running_var = np.ones(channels, dtype)
 
+    def fit(self, case: Case) -> bool:
+        """Is `case` an operation on the same tensor?"""
+        return replace(case, op=self.case.op) == self.case
+
+    def of(self, case: Case) -> Arrays:
+        """Return the same arrays for another operation."""
+        other = copy(self)
+        other.case = case
+        return other
+
     @property
     def channel_axis(self) -> int:
         """The axis of the channels, as x is stored."""
         return 1 if self.case.layout == "NCHW" else self.x.ndim - 1
+
+    @property
+    def fastbn_layout(self) -> str | None:
+        """What fastbn calls the layout, at any rank."""
+        return None if self.case.layout == "NCHW" else "N...C"
 
     @property
     def reduced(self) -> tuple[int, ...]:
@@ -129,12 +143,11 @@ class Arrays:
         shape[self.channel_axis] = -1
         return vector.reshape(shape)
 
+    @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and variance of each channel in float64."""
-        x = np.moveaxis(self.x, self.channel_axis, 0)
-        planes = (plane.astype(np.float64) for plane in x)
-        pairs = [(plane.mean(), plane.var()) for plane in planes]
-        return tuple(np.array(numbers) for numbers in zip(*pairs, strict=True))
+        """Mean and variance of each channel in float64."""
+        stats = fastbn.batch_stats(self.x, layout=self.fastbn_layout)
+        return stats.mean, stats.var()
 
     def exact(self, channels: slice) -> np.ndarray:
         """Return the result for some channels, channels first, in wider numbers than x's."""

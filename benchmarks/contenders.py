@@ -63,8 +63,8 @@ def copy_contenders(a: Arrays) -> Iterator[Contender]:
 def fastbn_contenders(a: Arrays, levels: tuple[str, ...]) -> Iterator[Contender]:
     """Each CPU level with ``out=``, and the best one with a new array for each call."""
     fastbn.set_num_threads(a.case.threads)
-    layout = "N...C" if a.case.layout == "NHWC" else None
-    mean, var = a.moments()
+    layout = a.fastbn_layout
+    mean, var = a.moments
     invstd = 1 / np.sqrt(var + EPS)
     vectors = a.running_mean, a.running_var, a.weight, a.bias
 
@@ -283,7 +283,7 @@ def jax_contenders(a: Arrays) -> Iterator[Contender]:
     x, dy, weight, bias, running_mean, running_var = map(
         jnp.asarray, (a.x, a.dy, a.weight, a.bias, a.running_mean, a.running_var)
     )
-    mean, var = (jnp.asarray(v, a.case.dtype) for v in a.moments())
+    mean, var = (jnp.asarray(v, a.case.dtype) for v in a.moments)
     arguments = {
         "inference": (x, running_mean, running_var, weight, bias),
         "training": (x, running_mean, running_var, weight, bias),
@@ -311,7 +311,7 @@ def onednn_contenders(a: Arrays) -> Iterator[Contender]:
         raise ImportError("oneDNN")
     if a.case.dtype != "float32":
         return
-    mean, var = (np.float32(v) for v in a.moments())
+    mean, var = (np.float32(v) for v in a.moments)
     if a.case.op == "inference":
         mean, var = a.running_mean, a.running_var
     vectors = [mean, var, a.weight, a.bias, np.empty_like(mean), np.empty_like(mean)]

@@ -21,9 +21,9 @@ class Lane:
     """One contender, how often it is called in a round, and its times."""
 
     def __init__(self, contender: Contender):
+        # It has been called before: what is made at the first call is there.
         self.contender = contender
         self.calls = 1
-        contender.run(1)
         self.seconds = contender.run(1)
         while self.seconds * self.calls < SHORTEST / 4:
             self.calls *= 4
@@ -58,8 +58,8 @@ def race(contenders: Sequence[Contender], budget: float) -> list[Lane]:
     near = [lane for lane in lanes if lane.seconds < LAPPED * fastest]
     rounds = int(budget / sum(2 * lane.seconds * lane.calls for lane in near))
     rounds = min(MOST, max(FEWEST, rounds))
-    _rounds(lanes, FEWEST)
-    _rounds(near, rounds - FEWEST)
+    _rounds(lanes, 3)
+    _rounds(near, rounds - 3)
     if _undecided(lanes):
         _rounds(near, 2 * rounds)
     return lanes
