@@ -17,6 +17,7 @@ OPERATIONS = ("inference", "training", "backward")
 LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "float64")
 EPS, MOMENTUM = 1e-5, 0.1
+SMALL = 512 << 10  # bytes; below, a call's overhead counts
 
 # (N, C, spatial sizes). Where a network has dozens of layers, its kinds of shapes.
 NETWORKS: dict[str, list[tuple[int, ...]]] = {

@@ -19,8 +19,8 @@ import numpy as np
 
 import fastbn
 from benchmarks import native
-from benchmarks.cases import EPS, MOMENTUM, Arrays
-from fastbn import _dispatch
+from benchmarks.cases import EPS, MOMENTUM, SMALL, Arrays
+from fastbn import _dispatch, _threads
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Contender:
     """`run(count)` calls `count` times and returns the seconds that took."""
 
     name: str
-    kind: str  # "copy", "fastbn" or "peer"
+    kind: str  # "copy"; "fastbn", the best level first; "fastbn new"; "peer"; "other"
     run: Callable[[int], float]
     result: Callable[[], np.ndarray]  # of the last call, stored like x
     own_threads: bool = False  # its threads are not OpenMP's
@@ -83,6 +83,7 @@ def fastbn_contenders(a: Arrays, levels: tuple[str, ...]) -> Iterator[Contender]
         run = python_calls(function)
 
         def switched(count: int) -> float:
+            _threads.always_parallel(False)  # forgets what other lanes' teams were like
             with _dispatch.using(level):
                 return run(count)
 
@@ -305,7 +306,9 @@ def jax_contenders(a: Arrays) -> Iterator[Contender]:
 
 
 def onednn_contenders(a: Arrays) -> Iterator[Contender]:
-    """From C: what a program would get that embeds it."""
+    """From C: what a program would get that embeds it. For small tensors no peer of
+    calls from Python, whose overhead it does not have.
+    """
     library = native.onednn()
     if library is None:
         raise ImportError("oneDNN")
@@ -335,7 +338,8 @@ def onednn_contenders(a: Arrays) -> Iterator[Contender]:
         if library.bn_run(prepared, count):
             raise RuntimeError(f"oneDNN failed, {owner.arrays[0].case.name}")
 
-    yield Contender("oneDNN (C)", "peer", c_calls(function), lambda: a.y)
+    kind = "peer" if a.x.nbytes >= SMALL else "other"
+    yield Contender("oneDNN (C)", kind, c_calls(function), lambda: a.y)
 
 
 PEERS = {

@@ -37,7 +37,7 @@ static void copy_past_the_cache(const char *from, char *to, size_t n)
 
 void copy(const char *from, char *to, size_t n, int streaming, int threads, int count)
 {
-    size_t share = (n / threads + 63) / 64 * 64;
+    size_t share = (n / threads + 64) / 64 * 64;
     for (int k = 0; k < count; k++) {
         #pragma omp parallel num_threads(threads) if (threads > 1)
         {

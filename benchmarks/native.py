@@ -16,11 +16,11 @@ HERE = Path(__file__).parent
 
 
 def _compiled(source: str, *flags: str) -> ctypes.CDLL:
-    folder = Path(tempfile.mkdtemp(prefix="fastbn-bench-"))
-    library = folder / f"{source}.so"
     command = [os.environ.get("CC", "cc"), "-O3", "-march=native", "-shared", "-fPIC"]
-    subprocess.run([*command, str(HERE / source), "-o", str(library), *flags], check=True)
-    return ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, f"{source}.so")
+        subprocess.run([*command, str(HERE / source), "-o", str(library), *flags], check=True)
+        return ctypes.CDLL(str(library))
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from test_threads import run
+from processes import run
 
 import fastbn
 from fastbn import _build, _dispatch

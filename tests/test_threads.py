@@ -2,35 +2,22 @@
 """Numbers of threads: where they come from, and calls side by side."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
-import subprocess
-import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from arrays import batch
+from processes import run
 
 import fastbn
 from fastbn import _cgroup, _threads
 
 BIG = (8, 32, 64, 64)
-
-
-def run(code, **environment):
-    """Run code in a process of its own; return what it printed, or raise."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return done.stdout.strip()
 
 
 def test_set_and_restore():
@@ -92,7 +79,6 @@ print(fastbn.get_num_threads())
 
 
 def test_threadpoolctl():
-    pytest.importorskip("threadpoolctl")
     code = """
 import fastbn, threadpoolctl
 for chosen in (None, 3):
@@ -122,6 +108,9 @@ GROUPS = {
         {"cpu.max": "300000 100000", "in/cpu.max": "max 100000"}, 3.0),
     "another part is mounted": (
         "0::/elsewhere", MOUNT_2.format(root="/docker/1"), {"cpu.max": "300000 100000"}, 3.0),
+    "another part is mounted, too": (
+        "0::/a", MOUNT_2.format(root="/") + "\\n31 23 0:26 /b /mnt rw - cgroup2 cgroup2 rw",
+        {"a/cpu.max": "200000 100000", "../../../mnt/cpu.max": "100000 100000"}, 2.0),
     "version 1": (
         "4:cpu,cpuacct:/x", MOUNT_1.format(root="/"),
         {"x/cpu.cfs_quota_us": "250000", "x/cpu.cfs_period_us": "100000",
@@ -138,6 +127,8 @@ GROUPS = {
     "a folder with a space": (
         "0::/my group", MOUNT_2.format(root="/").replace("/sys/fs/cgroup", "/sys\\040fs"),
         {"my group/cpu.max": "700000 100000"}, 7.0),
+    "a name with a line separator": (
+        "0::/a\u2028b:c", MOUNT_2.format(root="/"), {"a\u2028b:c/cpu.max": "3 2"}, 1.5),
     "nonsense": ("0::/", MOUNT_2.format(root="/"), {"cpu.max": "soon"}, None),
 }  # fmt: skip
 
@@ -147,8 +138,8 @@ def test_quotas(name, tmp_path):
     ours, mounts, files, expected = GROUPS[name]
     process = tmp_path / "proc/self"
     process.mkdir(parents=True)
-    (process / "cgroup").write_text(f"12:pids:/p\n{ours}\n" if ours else "")
-    (process / "mountinfo").write_text(f"22 1 0:20 / / rw - ext4 /dev/a rw\n{mounts}")
+    (process / "cgroup").write_text(f"12:pids:/p\n{ours}\nnonsense\n" if ours else "")
+    (process / "mountinfo").write_text(f"22 1 0:20 / / rw - ext4 /dev/a rw\n{mounts}\nnonsense\n")
     where = mounts.split()[4].replace("\\040", " ") if mounts else ""
     for file, text in files.items():
         path = tmp_path / where.lstrip("/") / file
@@ -178,43 +169,50 @@ def own_group():
 
 
 def test_a_real_quota():
+    if fastbn.get_num_threads() == 1:
+        pytest.skip("one thread is all there is")
     group = own_group()
     if group is None:
         pytest.skip("may not make control groups here")
     code = """
 import os, time, fastbn
-print(fastbn.show_config()["threads_from"])
+def threads():
+    return f'{fastbn.get_num_threads()} {fastbn.show_config()["threads_from"]}'
+print(threads())
 open(os.environ["GROUP"] + "/cgroup.procs", "w").write(str(os.getpid()))
 time.sleep(1.1)
-print(fastbn.get_num_threads(), fastbn.show_config()["threads_from"])
+print(threads())
 """
     try:
-        lines = run(code, GROUP=str(group), OMP_NUM_THREADS="2").splitlines()
+        before, after = run(code, GROUP=str(group), OMP_NUM_THREADS="2").splitlines()
     finally:
-        group.rmdir()
-    assert lines[0] != lines[1]
-    assert lines[1] == "1 control group's quota"
+        with contextlib.suppress(OSError):
+            group.rmdir()
+    assert before == "2 OpenMP"
+    assert after == "1 control group's quota"
 
 
 @pytest.mark.skipif(fastbn.show_config()["openmp"] is None, reason="built without OpenMP")
 def test_calls_are_serial_after_a_wasted_team():
-    def teams(calls):
-        return [_threads.threads_for(1 << 30) for _ in range(calls)]
+    def teams(calls, size=1 << 21):
+        return [_threads.threads_for(size) for _ in range(calls)]
 
     fastbn.set_num_threads(4)
-    _threads.always_parallel(False)
+    assert teams(1, 1000) == [1]
+    assert teams(1, -1000) == [1]
+    assert teams(3) == [4, 4, 4]
     try:
-        assert _threads.threads_for(1000) == 1
-        assert teams(3) == [4, 4, 4]
         for rest in (1, 2, 4):
-            _threads.team_was(True)
+            _threads.team_was(True, 1 << 21)
             assert teams(rest + 2) == [1] * rest + [4, 4]
+        _threads.team_was(False, 1 << 30)
         for _ in range(3):
-            _threads.team_was(False)
-        _threads.team_was(True)
+            _threads.team_was(False, 1 << 21)
+        _threads.team_was(True, 1 << 21)
+        assert teams(3, 1 << 30) == [4, 4, 4]
         assert teams(6) == [1] * 5 + [4]
         for _ in range(20):
-            _threads.team_was(True)
+            _threads.team_was(True, 1 << 21)
         assert teams(300) == [1] * 256 + [4] * 44
     finally:
         _threads.always_parallel(False)
@@ -237,20 +235,23 @@ print(hashlib.sha256(fastbn.batch_norm(x, None, None, training=True)).hexdigest(
 def test_other_python_threads_run_during_a_call():
     x = np.zeros((64, 64, 128, 128), np.float32)
     y = np.empty_like(x)
-    running = threading.Event()
+    ends = []
 
     def work():
-        running.set()
+        ends.append(time.perf_counter())
         fastbn.batch_norm(x, np.zeros(64), np.ones(64), training=True, out=y)
+        ends.append(time.perf_counter())
 
+    moments = []
     thread = threading.Thread(target=work)
     thread.start()
-    running.wait()
-    steps = 0
-    while thread.is_alive():
-        steps += 1
-    # With the GIL held there would be one step or two.
-    assert steps > 1000
+    while len(ends) < 2:
+        moments.append(time.perf_counter())
+        time.sleep(0)
+    thread.join()
+    # With the GIL held, nothing would happen between the two ends.
+    quarter = (ends[1] - ends[0]) / 4
+    assert any(ends[0] + quarter < moment < ends[1] - quarter for moment in moments)
 
 
 def test_a_small_stack_is_enough():

@@ -4,6 +4,7 @@
 The public names, nothing else.
 """
 
+from fastbn import _forks  # noqa: F401  It has to look before OpenMP is loaded.
 from fastbn._build import VERSION as __version__
 from fastbn._dispatch import show_config
 from fastbn._threads import get_num_threads, set_num_threads, threads

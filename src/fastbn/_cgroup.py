@@ -31,20 +31,37 @@ def _groups(root: Path) -> Iterator[Path]:
 
 def _mounts(root: Path) -> Iterator[tuple[Path, PurePosixPath]]:
     # Each mounted hierarchy that may hold quotas, and the path of our group in it.
-    ours: dict[str, PurePosixPath] = {}
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "cpu" in controllers.split(","):
-            ours["cgroup" if controllers else "cgroup2"] = PurePosixPath(path)
+    ours = _own_groups(root)
+    strangers: dict[str, Path | None] = {}
     for line in _lines(root / "proc/self/mountinfo"):
         mount, _, system = line.partition(" - ")
-        kind, _, options = system.split(" ", 2)
-        if kind in ours and (kind == "cgroup2" or "cpu" in options.split(",")):
-            top, point = (_unescaped(field) for field in mount.split(" ")[3:5])
-            group = ours[kind]
-            # A mount may show a part of the hierarchy; a group outside it is not seen.
-            inside = group.relative_to(top) if group.is_relative_to(top) else PurePosixPath()
-            yield root / point.lstrip("/"), inside
+        places, kinds = mount.split(" "), system.split(" ")
+        if len(places) < 5 or len(kinds) < 3 or kinds[0] not in ours:
+            continue
+        if kinds[0] == "cgroup" and "cpu" not in kinds[2].split(","):
+            continue
+        top, point = (_unescaped(field) for field in places[3:5])
+        group = ours[kinds[0]]
+        if group.is_relative_to(top):
+            strangers[kinds[0]] = None
+            yield root / point.lstrip("/"), group.relative_to(top)
+        elif kinds[0] not in strangers:
+            strangers[kinds[0]] = root / point.lstrip("/")
+    # Where no mount shows our group, the first one of its kind is all there is to see.
+    for folder in strangers.values():
+        if folder is not None:
+            yield folder, PurePosixPath()
+
+
+def _own_groups(root: Path) -> dict[str, PurePosixPath]:
+    # By the kind of file system: version 1 and version 2.
+    ours = {}
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if path and (not controllers or "cpu" in controllers.split(",")):
+            ours["cgroup" if controllers else "cgroup2"] = PurePosixPath(path)
+    return ours
 
 
 def _quota(group: Path) -> float | None:
@@ -53,7 +70,7 @@ def _quota(group: Path) -> float | None:
     words = " ".join(_lines(group / "cpu.max")).split()
     if not words:
         files = "cpu.cfs_quota_us", "cpu.cfs_period_us"
-        words = [word for file in files for word in _lines(group / file)]
+        words = " ".join(line for file in files for line in _lines(group / file)).split()
     if len(words) != 2 or not all(word.isdecimal() for word in words):
         return None
     quota, period = map(int, words)
@@ -62,7 +79,8 @@ def _quota(group: Path) -> float | None:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(errors="surrogateescape").splitlines()
+        # Not as lines of text, which end at more than a newline.
+        return file.read_bytes().decode(errors="surrogateescape").split("\n")
     except OSError:
         return []
 

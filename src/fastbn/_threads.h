@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * What the system and OpenMP say of threads; without OpenMP, one thread. Queries
- * only. */
+ * What the system and OpenMP say of threads; without OpenMP, one thread. It notices
+ * forks, and changes nothing. */
 #ifndef FASTBN_THREADS_H
 #define FASTBN_THREADS_H
 
 #ifdef _WIN32
-static inline void notice_forks(void) {}
+static inline void notice_forks(int forked_before) { (void)forked_before; }
 static inline int forked(void) { return 0; }
 #else
 #include <pthread.h>
@@ -13,7 +13,8 @@ static inline int forked(void) { return 0; }
  * libgomp would wait for them for ever. A fork by C code is noticed, too. */
 static int is_forked_child = 0;
 static void note_fork(void) { is_forked_child = 1; }
-static inline void notice_forks(void) { pthread_atfork(NULL, NULL, note_fork); }
+static inline void notice_forks(int forked_before)
+{ is_forked_child = forked_before; pthread_atfork(NULL, NULL, note_fork); }
 static inline int forked(void) { return is_forked_child; }
 #endif
 

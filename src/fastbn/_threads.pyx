@@ -10,21 +10,22 @@ stay serial whatever the number, and so does every call of a forked child.
 A team can cost more than it gives: threads that rest have to be woken, and where
 another library keeps the processors busy they come late, or the system puts them
 behind the very thread that waits for them. A call cannot know; but it notices when
-it waited for the others longer than they can have worked. Then the next calls are
-serial: one, twice as many each time it happens again, one less each time it does
-not (docs/performance.md has the figures).
+it waited for the others longer than they can have worked. Then the next calls of that
+size are serial: one, twice as many each time it happens again, one less each time it
+does not (docs/threads.md has the figures).
 
 May: decide on numbers. May not: start threads.
 """
 import operator
 import os
+import sys
 from math import ceil
 
-from fastbn import _cgroup
+from fastbn import _cgroup, _forks
 
 cdef extern from "_threads.h":
     bint forked()
-    void notice_forks()
+    void notice_forks(bint forked_before)
     int openmp_version()
     int openmp_max_threads()
     int openmp_processors()
@@ -33,14 +34,13 @@ cdef extern from "_threads.h":
 
 cdef enum:
     LARGEST_TEAM = 1024
-
-cdef enum:
-    PARALLEL_FROM = 512 << 10   # bytes of x
+    PARALLEL_FROM = 512 << 10   # bytes of work
     LONGEST_REST = 256          # calls
 
-cdef Py_ssize_t parallel_from = PARALLEL_FROM   # 0: every call is
+cdef Py_ssize_t parallel_from = PARALLEL_FROM   # below 0: every call is
 cdef int resting = 0            # calls that are still to be serial
 cdef int next_rest = 1
+cdef Py_ssize_t rest_below = 0  # bytes of work: larger calls need no rest
 
 cdef int chosen = 0             # set_num_threads; 0: not set
 cdef int from_environment = 0   # FASTBN_NUM_THREADS; 0: not set
@@ -83,22 +83,25 @@ cdef int current() except -1:
 
 
 cpdef int threads_for(Py_ssize_t size) except -1:
-    """Return the number of threads for a call on `size` bytes, which is about to begin."""
+    """Return the number of threads for a call with `size` bytes of work, about to begin."""
     global resting
     if size < parallel_from or openmp_version() == 0:
         return 1
-    if resting > 0 and parallel_from > 0:
+    if resting > 0 and size < rest_below:
         resting -= 1
         return 1
     return current()
 
 
-cpdef void team_was(bint wasted) noexcept:
-    """Take note of whether the team of the last parallel call was worth waiting for."""
-    global resting, next_rest
+cpdef void team_was(bint wasted, Py_ssize_t size) noexcept:
+    """Take note of whether the team of a call was worth waiting for."""
+    global resting, next_rest, rest_below
+    if parallel_from < 0:
+        return
     if wasted:
         resting, next_rest = next_rest, min(2 * next_rest, LONGEST_REST)
-    else:
+        rest_below = 2 * size
+    elif size < rest_below:
         next_rest = max(1, next_rest - 1)
 
 
@@ -125,9 +128,10 @@ def set_num_threads(n):
     -----
     Results do not depend on the number of threads: not in a single bit.
 
-    Some calls run on one thread whatever the number: those on less than 512 KB, those
-    in a child of ``fork``, and a few after a call for which the other threads came too
-    late. A number that the system cannot provide ends the process; that is OpenMP's way.
+    Some calls run on one thread whatever the number: those on less than 512 KB (1 KB
+    more for each channel), those in a child of ``fork``, and a few after a call for
+    which the other threads came too late. A number that the system cannot provide ends
+    the process; that is OpenMP's way.
 
     Examples
     --------
@@ -142,7 +146,7 @@ def set_num_threads(n):
 
 
 def get_num_threads():
-    """Return the number of threads that a large call would use now.
+    """Return the number of threads that a large call uses (one, without OpenMP).
 
     Returns
     -------
@@ -204,19 +208,19 @@ class threads:
 def always_parallel(on):
     """Give every call the number of threads that is set: for tests."""
     global parallel_from, resting, next_rest
-    parallel_from, resting, next_rest = 0 if on else PARALLEL_FROM, 0, 1
+    parallel_from, resting, next_rest = -sys.maxsize if on else PARALLEL_FROM, 0, 1
 
 
 def source():
     """Say where the number of threads comes from, for `show_config`."""
-    if openmp_version() == 0:
-        return "built without OpenMP"
     if forked():
         return "forked child"
     if chosen:
         return "set_num_threads"
     if from_environment:
         return "FASTBN_NUM_THREADS"
+    if openmp_version() == 0:
+        return "built without OpenMP"
     limits = {
         "OpenMP": openmp_max_threads(),
         "CPU affinity": openmp_processors(),
@@ -246,4 +250,4 @@ def _read_environment():
 
 
 _read_environment()
-notice_forks()
+notice_forks(_forks.WITH_OPENMP)

@@ -508,10 +508,11 @@ cdef class Arrangement:
 cdef object copy_into(cnp.ndarray to, cnp.ndarray source):
     # In pieces, so that Ctrl-C need not wait for gigabytes.
     cdef Py_ssize_t pieces = cnp.PyArray_NBYTES(to) // PIECE + 1
-    cdef int axis = max(range(to.ndim), key=(<object>to).shape.__getitem__, default=0)
     if pieces == 1:
         cnp.PyArray_CopyInto(to, source)
         return
+    to, source = np.asarray(to), np.asarray(source)
+    axis = int(np.argmax((<object>to).shape))
     for part, whole in zip(np.array_split(to, pieces, axis), np.array_split(source, pieces, axis)):
         cnp.PyArray_CopyInto(part, whole)
         PyErr_CheckSignals()
@@ -582,9 +583,17 @@ cdef int signalled() noexcept with gil:
     return leave_signal_error()
 
 
+cdef int choose_threads(Job* job, cnp.ndarray x, int axis) except -1:
+    # The vectors of the channels are prepared on one thread, which takes as long as
+    # 1 KB of data for each channel: work that more threads do not share.
+    job.size = cnp.PyArray_NBYTES(x) - 1024 * x.shape[axis]
+    job.threads = threads_for(job.size)
+    return 0
+
+
 cdef int ended(int status, const Job* job) except -1:
     if job.threads > 1:
-        team_was(job.team_wasted)
+        team_was(job.team_loss > 0.0, job.size)
     if status == NO_MEMORY:
         raise MemoryError("no memory for the workspace")
     return -1 if status == STOPPED else 0
@@ -607,7 +616,7 @@ def statistics(x_, layout, /):
     split = arrangement.settle(&job, axis)
     describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
     job.mean, job.m2, job.var = numbers_of(mean), numbers_of(m2), NULL
-    job.threads = threads_for(cnp.PyArray_NBYTES(x))
+    choose_threads(&job, x, axis)
     with nogil:
         status = drivers.statistics(leaves, &job)
     ended(status, &job)
@@ -671,7 +680,7 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     split = arrangement.settle(&job, axis)
     describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
     describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.out)
-    job.threads = threads_for(cnp.PyArray_NBYTES(x))
+    choose_threads(&job, x, axis)
     with nogil:
         if training:
             status = drivers.training(leaves, &job)
@@ -680,6 +689,7 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     ended(status, &job)
     out = arrangement.result()
     if training:
+        PyErr_CheckSignals()        # the last moment at which nothing is lost
         copy_back(running_mean, new_mean)
         copy_back(running_var, new_var)
     return out, mean, invstd
@@ -725,7 +735,7 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
         describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
         describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.dy)
         describe(arrangement.arrays[2], &job, &arrangement.order, split, &job.out)
-        job.threads = threads_for(cnp.PyArray_NBYTES(x))
+        choose_threads(&job, x, axis)
         with nogil:
             status = drivers.gradients(leaves, &job)
         ended(status, &job)

@@ -5,7 +5,8 @@
             |
         _view.pyx               checks everything; arrays -> Job (job.pxd)
             |
-        drivers.pyx             Job -> Plan -> tasks, on threads
+        drivers.pyx             Job -> Plan -> tasks
+        team.pxi                tasks, shared out to threads
             |
         leaves.pxi              tasks -> numbers, in registers (lanes.h)
 

@@ -90,6 +90,7 @@ cdef int prepare(const Leaves* leaves, Job* job) noexcept nogil:
     # The plan, and all the workspace of the job in one piece.
     cdef size_t channels = job.view.channels
     cdef size_t sums
+    job.team_loss = 0.0
     plan(&job.view, &job.plan)
     sums = channels * job.plan.segments * sizeof(double)
     job.partial[0] = <double*>malloc(2 * sums + COEFFICIENTS * channels * leaves.real_size)
@@ -97,7 +98,6 @@ cdef int prepare(const Leaves* leaves, Job* job) noexcept nogil:
         return NO_MEMORY
     job.partial[1] = job.partial[0] + channels * job.plan.segments
     job.coefficients = job.partial[1] + channels * job.plan.segments
-    job.team_wasted = False
     job.large = elements(job) * leaves.elem_size >= LARGE
     job.streaming = elements(job) * leaves.elem_size >= STREAMING_OUTPUT
     return 0

@@ -71,8 +71,9 @@ ctypedef struct Job:
     # coefficients: (COEFFICIENTS, channels) numbers of the leaf's `real`.
     double* partial[2]
     void* coefficients
+    Py_ssize_t size             # bytes of work, of which the view decides on ...
     int threads
-    bint team_wasted            # set by drivers: waiting for it took longer than its work
+    double team_loss            # set by drivers: seconds that threads cost more than gave
     # Asked now and then, on the calling thread: not 0 ends the job early.
     int (*stopped)() noexcept nogil
 

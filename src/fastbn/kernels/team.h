@@ -5,6 +5,7 @@
 #define FASTBN_TEAM_H
 
 #include <stdint.h>
+#include <time.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -12,7 +13,8 @@ static inline int team_size(void) { return omp_get_num_threads(); }
 static inline double team_clock(void) { return omp_get_wtime(); }
 #else
 static inline int team_size(void) { return 1; }
-static inline double team_clock(void) { return 0; }
+static inline double team_clock(void)
+{ struct timespec t; timespec_get(&t, TIME_UTC); return t.tv_sec + 1e-9 * t.tv_nsec; }
 #endif
 
 /* Order does not matter: what the numbers guard is read after OpenMP's own barriers. */
@@ -41,7 +43,6 @@ static inline void give_way(void) { SwitchToThread(); }
 static inline void nap(void) { Sleep(1); }
 #else
 #include <sched.h>
-#include <time.h>
 static inline void give_way(void) { sched_yield(); }
 static inline void nap(void)
 { const struct timespec shortly = {0, 1000}; nanosleep(&shortly, NULL); }

@@ -5,7 +5,8 @@ OpenMP starts the threads; who does which piece is decided here, since a static
 schedule waits for the slowest thread and a dynamic one forgets which thread has
 which part of the tensor in its cache. What the pieces are does not depend on it.
 
-May: run pieces, count, wait. May not: know what a piece does.
+May: run pieces, count, wait. May not: know what a piece does. A part of drivers.pyx,
+which has the sizes and the small functions used here.
 """
 from cython.parallel cimport parallel, threadid
 from libc.stdint cimport uint32_t, uint64_t
@@ -24,6 +25,8 @@ cdef enum:
     # How often a thread that waits for another tries the quicker ways first.
     RELAXED = 1000
     GIVING_WAY = RELAXED + 100
+
+cdef double BETWEEN_QUESTIONS = 0.05    # seconds
 
 
 cdef struct Sweep
@@ -48,7 +51,7 @@ cdef struct Team:
     int threads
     uint64_t arrived
     uint64_t done
-    bint wasted             # it cost more than it gave
+    double loss             # seconds that were waited, less what the others can have done
 
 
 cdef inline uint64_t range_of(uint64_t start, uint64_t stop) noexcept nogil:
@@ -71,7 +74,7 @@ cdef void take_part(const Sweep* sweep, Piece piece, Py_ssize_t start, Team* tea
     # A thread's own share first, then what is left of the others', from the end: a
     # thread that the system holds up holds up one piece, not its share.
     cdef double began = team_clock()
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, pieces = 0
     cdef int k
     atomic_increase(&team.arrived)
     for k in range(team.threads):
@@ -80,12 +83,13 @@ cdef void take_part(const Sweep* sweep, Piece piece, Py_ssize_t start, Team* tea
             if i < 0:
                 break
             piece(sweep, start + i)
+            pieces += 1
     atomic_increase(&team.done)
     if me == 0:
-        await_others(team, team_clock() - began)
+        await_others(team, pieces, team_clock() - began)
 
 
-cdef void await_others(Team* team, double worked) noexcept nogil:
+cdef void await_others(Team* team, Py_ssize_t pieces, double worked) noexcept nogil:
     # OpenMP's barrier would spin for milliseconds, perhaps on the very processor
     # that a late thread waits for.
     cdef uint64_t size = team_size(), helpers = atomic_read(&team.arrived) - 1
@@ -99,23 +103,35 @@ cdef void await_others(Team* team, double worked) noexcept nogil:
         else:
             nap()
         waits += 1
-    # No more work than that can the others have done meanwhile.
-    team.wasted = size > 1 and team_clock() - began > helpers * worked
+    # While this thread worked, each helper can have done no more than it. A thread
+    # that found no piece left cannot say.
+    if pieces > 0 and size > 1:
+        team.loss = team_clock() - began - helpers * worked
 
 
-cdef bint share_out(const Sweep* sweep, Piece piece, Py_ssize_t start, Py_ssize_t stop,
-                    Share* shares) noexcept nogil:
+cdef double share_out(const Sweep* sweep, Piece piece, Py_ssize_t start, Py_ssize_t stop,
+                      Share* shares) noexcept nogil:
     # Neighbouring pieces go to one thread: in turn, two threads would fight over the
     # lines of the output that their prefetchers reach for. Each phase shares out
-    # alike, so that a thread finds in its cache what it left there.
+    # alike, so that a thread finds in its cache what it left there. Returns the loss.
     cdef int k, threads = sweep.job.threads
-    cdef Team team = Team(shares, threads, 0, 0, False)
+    cdef Team team = Team(shares, threads, 0, 0, 0.0)
     cdef Py_ssize_t pieces = stop - start
     for k in range(threads):
-        shares[k].left = range_of(pieces * k // threads, pieces * (k + 1) // threads)
+        shares[k].left = range_of(ceil_div(pieces * k, threads),
+                                  ceil_div(pieces * (k + 1), threads))
     with parallel(num_threads=threads):
         take_part(sweep, piece, start, &team, threadid())
-    return team.wasted
+    return team.loss
+
+
+cdef bint asked_to_stop(const Job* job, double* asked) noexcept nogil:
+    # Not often: the answer may have to wait for Python's lock.
+    cdef double now = team_clock()
+    if now - asked[0] < BETWEEN_QUESTIONS:
+        return False
+    asked[0] = now
+    return job.stopped() != 0
 
 
 cdef int run(const Sweep* sweep, Piece piece, Py_ssize_t pieces) noexcept nogil:
@@ -125,16 +141,17 @@ cdef int run(const Sweep* sweep, Piece piece, Py_ssize_t pieces) noexcept nogil:
     cdef Py_ssize_t stretches = minimum(pieces, ceil_div(bytes, STRETCH))
     cdef Py_ssize_t stretch, i, start, stop = 0
     cdef Share* shares = NULL
+    cdef double asked = team_clock()
     cdef int status = 0
     if job.threads > 1 and pieces > 1:
         shares = <Share*>malloc(job.threads * sizeof(Share))    # NULL: serial, then
     for stretch in range(stretches):
-        if stretch > 0 and job.stopped():
+        if stretch > 0 and asked_to_stop(job, &asked):
             status = STOPPED
             break
         start, stop = stop, pieces * (stretch + 1) // stretches
         if shares != NULL:
-            job.team_wasted |= share_out(sweep, piece, start, stop, shares)
+            job.team_loss += share_out(sweep, piece, start, stop, shares)
         else:
             for i in range(start, stop):
                 piece(sweep, i)
