@@ -32,6 +32,10 @@ SHAPES = [
     ((9, 8, 1), "NTC"),
     ((31, 17, 1030), "NTC"),
     ((12, 10, 5), "HWC"),
+    # Fewer channels than a row of pixels has room for.
+    ((3, 13, 17, 5), "NHWC"),
+    ((700, 9), None),
+    ((6, 11, 13, 1, 15), "NDHWC"),
     ((6, 2, 9), "CHN"),
 ]
 IDS = [f"{'x'.join(map(str, shape))}-{layout or 'NC...'}" for shape, layout in SHAPES]

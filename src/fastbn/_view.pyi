@@ -1,4 +1,4 @@
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
@@ -14,6 +14,7 @@ def check_vector(array: object, name: str, channels: int) -> Vector: ...
 def check_channels(x: object, layout: str | None, channels: int) -> None: ...
 def overlapping(a: NDArray, b: NDArray) -> bool: ...
 def statistics(x: NDArray[Floating], layout: str | None, /) -> tuple[int, Float64, Float64]: ...
+@overload
 def forward(
     x: NDArray[Floating],
     weight: Vector | None,
@@ -25,6 +26,22 @@ def forward(
     eps: float,
     layout: str | None,
     out: NDArray[Floating] | None,
+    only_y: Literal[True],
+    /,
+) -> NDArray[Floating]: ...
+@overload
+def forward(
+    x: NDArray[Floating],
+    weight: Vector | None,
+    bias: Vector | None,
+    running_mean: Vector | None,
+    running_var: Vector | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    layout: str | None,
+    out: NDArray[Floating] | None,
+    only_y: Literal[False],
     /,
 ) -> tuple[NDArray[Floating], Float64, Float64]: ...
 def backward(

@@ -14,9 +14,11 @@ May: check, allocate, copy. May not: compute with elements.
 """
 cimport cython
 cimport numpy as cnp
+from libc.math cimport NAN
 from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
-import math
 import numbers
 import operator
 
@@ -74,7 +76,7 @@ cdef cnp.ndarray checked_array(obj, str name):
         else:
             hint = f"; np.asarray({name}) makes one"
         raise TypeError(f"{name}: expected a numpy.ndarray, got {described(obj)}{hint}")
-    if isinstance(obj, np.ma.MaskedArray):
+    if not cnp.PyArray_CheckExact(obj) and isinstance(obj, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a plain numpy.ndarray, got a masked array, "
                         "whose mask would be ignored")
     cdef cnp.ndarray array = obj
@@ -173,12 +175,14 @@ cdef double checked_eps(value, bint training) except? -1.0:
 
 cdef double checked_momentum(value) except? -1.0:
     cdef double momentum = checked_number(value, "momentum")
-    if not math.isfinite(momentum):
+    if momentum - momentum != 0.0:
         raise ValueError(f"momentum: expected a finite number, got {value!r}")
     return momentum
 
 
 cdef bint checked_flag(value, str name) except -1:
+    if value is True or value is False:
+        return value
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return value
@@ -201,7 +205,8 @@ def check_layout(layout):
 
 cdef int channel_axis(layout, cnp.ndarray x) except -1:
     cdef int ndim = x.ndim
-    check_layout(layout)
+    if layout is not None:
+        check_layout(layout)
     if layout is None or layout == "N...C":
         if ndim < 2:
             wanted = "(N, C, ...)" if layout is None else "(N, ..., C)"
@@ -427,24 +432,40 @@ cdef void describe(cnp.ndarray a, const Job* job, const Order* order, int split,
 
 
 @cython.final
+@cython.freelist(8)
 cdef class Arrangement:
     # The operands of a job as the drivers may use them, x first; they keep
-    # their memory alive. With `writes` the last one is the output.
+    # their memory alive. With an output, that is the last one. Beside them the
+    # float64 vectors of the job.
     cdef list arrays
     cdef int inputs
     cdef cnp.ndarray out
     cdef Order order
+    cdef double* vectors
+    cdef Py_ssize_t channels
+    cdef int used
 
-    def __cinit__(self, list arrays, int axis, bint writes):
-        cdef cnp.ndarray x = arrays[0]
-        find_order(x, axis, &self.order)
-        self.arrays = arrays
-        self.inputs = len(arrays) - writes
-        if writes:
-            self.out = arrays[self.inputs]
-            if self.out is None:
-                self.out = empty_in_order(x, self.order.axes, self.order.n)
-                arrays[self.inputs] = self.out
+    def __dealloc__(self):
+        free(self.vectors)
+
+    cdef double* vector(self) noexcept:
+        # A new vector, with anything in it.
+        self.used += 1
+        return self.vectors + (self.used - 1) * self.channels
+
+    cdef double* widened(self, cnp.ndarray a) except? NULL:
+        # A copy in float64; NULL for None.
+        if a is None:
+            return NULL
+        cdef double* to = self.vector()
+        widen(a, to)
+        return to
+
+    cdef const double* readable(self, cnp.ndarray a) except? NULL:
+        # `a` itself, where that will do: to be read only.
+        if a is not None and cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE and cnp.PyArray_ISCARRAY_RO(a):
+            return <const double*>cnp.PyArray_DATA(a)
+        return self.widened(a)
 
     cdef int settle(self, Job* job, int axis) except -1:
         # Copies what does not fit, and fills in the view. Returns where the
@@ -518,21 +539,79 @@ cdef object copy_into(cnp.ndarray to, cnp.ndarray source):
         PyErr_CheckSignals()
 
 
+cdef Arrangement arranged(list arrays, int axis, bint writes, Py_ssize_t vectors):
+    # With memory for so many vectors.
+    cdef cnp.ndarray x = arrays[0]
+    cdef Arrangement a = Arrangement.__new__(Arrangement)
+    find_order(x, axis, &a.order)
+    a.arrays = arrays
+    a.inputs = len(arrays) - writes
+    if writes:
+        a.out = arrays[a.inputs]
+        if a.out is None:
+            a.out = empty_in_order(x, a.order.axes, a.order.n)
+            arrays[a.inputs] = a.out
+    a.channels = x.shape[axis]
+    a.vectors = <double*>malloc(vectors * a.channels * sizeof(double) + 1)
+    if a.vectors == NULL:
+        raise MemoryError("no memory for the vectors of the channels")
+    return a
+
+
 # ---- vectors: float64 inside, the caller's dtype outside --------------------------
 
-cdef cnp.ndarray float64_vector(cnp.ndarray a):
-    # May be `a` itself: to be read only.
-    if a is None:
-        return None
-    return cnp.PyArray_FROMANY(a, cnp.NPY_DOUBLE, 1, 1, cnp.NPY_ARRAY_CARRAY_RO)
+cdef int widen(cnp.ndarray a, double* to) except -1:
+    # In the standard floating-point environment, which keeps subnormals.
+    cdef Py_ssize_t i, n = a.shape[0]
+    cdef const float* f
+    cdef const double* d
+    cdef fp_state saved
+    if not cnp.PyArray_ISCARRAY_RO(a):
+        a = cnp.PyArray_FROMANY(a, cnp.PyArray_TYPE(a), 1, 1, cnp.NPY_ARRAY_CARRAY_RO
+                                | cnp.NPY_ARRAY_ENSUREARRAY | cnp.NPY_ARRAY_NOTSWAPPED)
+    saved = fp_enter()
+    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT:
+        f = <const float*>cnp.PyArray_DATA(a)
+        for i in range(n):
+            to[i] = f[i]
+    else:
+        d = <const double*>cnp.PyArray_DATA(a)
+        for i in range(n):
+            to[i] = d[i]
+    fp_leave(saved)
+    return 0
 
 
-cdef cnp.ndarray float64_copy(cnp.ndarray a):
-    if a is None:
-        return None
-    return cnp.PyArray_FROMANY(
-        a, cnp.NPY_DOUBLE, 1, 1,
-        cnp.NPY_ARRAY_CARRAY | cnp.NPY_ARRAY_ENSURECOPY | cnp.NPY_ARRAY_ENSUREARRAY)
+cdef void narrow(const double* vector, Py_ssize_t n, int type_number, void* to) noexcept:
+    # Overflow gives Inf without a warning.
+    cdef Py_ssize_t i
+    cdef float* f = <float*>to
+    cdef fp_state saved
+    if type_number == cnp.NPY_DOUBLE:
+        memcpy(to, vector, n * sizeof(double))
+        return
+    saved = fp_enter()
+    for i in range(n):
+        f[i] = <float>vector[i]
+    fp_leave(saved)
+
+
+cdef cnp.ndarray rounded(const double* vector, Py_ssize_t n, int type_number):
+    # A new array.
+    cdef cnp.npy_intp length = n
+    cdef cnp.ndarray result = cnp.PyArray_EMPTY(1, &length, type_number, 0)
+    narrow(vector, n, type_number, cnp.PyArray_DATA(result))
+    return result
+
+
+cdef int copy_back(cnp.ndarray to, const double* vector) except -1:
+    if to is None:
+        return 0
+    if cnp.PyArray_ISCARRAY(to):
+        narrow(vector, to.shape[0], cnp.PyArray_TYPE(to), cnp.PyArray_DATA(to))
+    else:
+        cnp.PyArray_CopyInto(to, rounded(vector, to.shape[0], cnp.PyArray_TYPE(to)))
+    return 0
 
 
 cdef cnp.ndarray new_vector(Py_ssize_t n):
@@ -541,30 +620,13 @@ cdef cnp.ndarray new_vector(Py_ssize_t n):
 
 
 cdef inline double* numbers_of(cnp.ndarray a) noexcept:
-    return NULL if a is None else <double*>cnp.PyArray_DATA(a)
+    return <double*>cnp.PyArray_DATA(a)
 
 
-cdef cnp.ndarray rounded(cnp.ndarray a, int type_number):
-    # A float64 vector in another dtype. Overflow gives Inf without a warning.
-    cdef cnp.npy_intp i, n = a.shape[0]
-    cdef cnp.ndarray result
-    cdef float* to
-    cdef fp_state saved
-    cdef const double* source = <const double*>cnp.PyArray_DATA(a)
-    if type_number == cnp.NPY_DOUBLE:
-        return a
-    result = cnp.PyArray_EMPTY(1, &n, cnp.NPY_FLOAT, 0)
-    to = <float*>cnp.PyArray_DATA(result)
-    saved = fp_enter()
+cdef inline void fill(double* vector, Py_ssize_t n, double value) noexcept:
+    cdef Py_ssize_t i
     for i in range(n):
-        to[i] = <float>source[i]
-    fp_leave(saved)
-    return result
-
-
-cdef object copy_back(cnp.ndarray written, cnp.ndarray vector):
-    if written is not None:
-        cnp.PyArray_CopyInto(written, rounded(vector, cnp.PyArray_TYPE(written)))
+        vector[i] = value
 
 
 cdef inline const Leaves* leaves_for(cnp.ndarray x) noexcept:
@@ -612,7 +674,7 @@ def statistics(x_, layout, /):
     cdef int split, status
     if count == 0:
         return count, mean, m2
-    arrangement = Arrangement([x], axis, False)
+    arrangement = arranged([x], axis, False, 0)
     split = arrangement.settle(&job, axis)
     describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
     job.mean, job.m2, job.var = numbers_of(mean), numbers_of(m2), NULL
@@ -624,8 +686,8 @@ def statistics(x_, layout, /):
 
 
 def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum_, eps_, layout,
-            out_, /):
-    """Return (y, mean, invstd); `functional` has the documentation."""
+            out_, bint only_y, /):
+    """Return (y, mean, invstd), or y; `functional` has the documentation."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = x.shape[axis]
@@ -635,7 +697,7 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     cdef cnp.ndarray bias = checked_vector(bias_, "bias", channels)
     cdef cnp.ndarray running_mean = checked_vector(running_mean_, "running_mean", channels)
     cdef cnp.ndarray running_var = checked_vector(running_var_, "running_var", channels)
-    cdef cnp.ndarray out, mean, var, invstd, m2, new_mean, new_var
+    cdef cnp.ndarray out
     cdef Arrangement arrangement
     cdef Job job
     cdef const Leaves* leaves = leaves_for(x)
@@ -661,38 +723,40 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
         checked_running(running_var, "running_var", x, weight, bias)
         checked_apart(running_mean, "running_mean", running_var, "running_var")
 
-    arrangement = Arrangement([x, out], axis, True)
+    arrangement = arranged([x, out], axis, True, 8)
+    job.weight, job.bias = arrangement.readable(weight), arrangement.readable(bias)
+    job.running_mean = job.running_var = NULL
+    job.invstd = arrangement.vector()
     if training:
-        mean, var, m2 = new_vector(channels), new_vector(channels), new_vector(channels)
-        new_mean, new_var = float64_copy(running_mean), float64_copy(running_var)
+        job.mean, job.var, job.m2 = (
+            arrangement.vector(), arrangement.vector(), arrangement.vector())
+        job.running_mean = arrangement.widened(running_mean)
+        job.running_var = arrangement.widened(running_var)
     else:
-        mean, var, m2 = float64_copy(running_mean), float64_vector(running_var), None
-        new_mean = new_var = None
-    invstd = new_vector(channels)
-    weight, bias = float64_vector(weight), float64_vector(bias)
-    job.mean, job.m2, job.var = numbers_of(mean), numbers_of(m2), numbers_of(var)
-    job.invstd = numbers_of(invstd)
-    job.weight, job.bias = numbers_of(weight), numbers_of(bias)
-    job.running_mean, job.running_var = numbers_of(new_mean), numbers_of(new_var)
+        job.mean, job.var = arrangement.widened(running_mean), arrangement.widened(running_var)
     if count == 0 and training:
-        invstd[...] = np.nan
-        return arrangement.out, mean, invstd
-    split = arrangement.settle(&job, axis)
-    describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
-    describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.out)
-    choose_threads(&job, x, axis)
-    with nogil:
+        fill(job.mean, channels, 0.0)
+        fill(job.invstd, channels, NAN)
+    else:
+        split = arrangement.settle(&job, axis)
+        describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
+        describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.out)
+        choose_threads(&job, x, axis)
+        with nogil:
+            if training:
+                status = drivers.training(leaves, &job)
+            else:
+                status = drivers.inference(leaves, &job)
+        ended(status, &job)
+        arrangement.result()
         if training:
-            status = drivers.training(leaves, &job)
-        else:
-            status = drivers.inference(leaves, &job)
-    ended(status, &job)
-    out = arrangement.result()
-    if training:
-        PyErr_CheckSignals()        # the last moment at which nothing is lost
-        copy_back(running_mean, new_mean)
-        copy_back(running_var, new_var)
-    return out, mean, invstd
+            PyErr_CheckSignals()        # the last moment at which nothing is lost
+            copy_back(running_mean, job.running_mean)
+            copy_back(running_var, job.running_var)
+    if only_y:
+        return arrangement.out
+    return (arrangement.out, rounded(job.mean, channels, cnp.NPY_DOUBLE),
+            rounded(job.invstd, channels, cnp.NPY_DOUBLE))
 
 
 def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
@@ -706,7 +770,7 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
     cdef cnp.ndarray mean = checked_vector(checked_array(mean_, "mean"), "mean", channels)
     cdef cnp.ndarray invstd = checked_vector(checked_array(invstd_, "invstd"), "invstd", channels)
     cdef cnp.ndarray weight = checked_vector(weight_, "weight", channels)
-    cdef cnp.ndarray dweight, dbias, out
+    cdef cnp.ndarray out
     cdef int gradient_type = cnp.PyArray_TYPE(x if weight is None else weight)
     cdef Arrangement arrangement
     cdef Job job
@@ -723,14 +787,17 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
         checked_apart(out, "out", invstd, "invstd")
         checked_apart(out, "out", weight, "weight")
 
-    arrangement = Arrangement([x, dy, out], axis, True)
-    dweight, dbias = new_vector(channels), new_vector(channels)
-    mean, invstd, weight = float64_vector(mean), float64_vector(invstd), float64_vector(weight)
+    arrangement = arranged([x, dy, out], axis, True, 5)
     job.training = training
-    job.mean, job.invstd, job.var = numbers_of(mean), numbers_of(invstd), NULL
-    job.weight, job.bias = numbers_of(weight), NULL
-    job.dweight, job.dbias = numbers_of(dweight), numbers_of(dbias)
-    if count:
+    # Only read here, since `var` is NULL.
+    job.mean = <double*>arrangement.readable(mean)
+    job.invstd = <double*>arrangement.readable(invstd)
+    job.weight, job.bias, job.var = arrangement.readable(weight), NULL, NULL
+    job.dweight, job.dbias = arrangement.vector(), arrangement.vector()
+    if count == 0:
+        fill(job.dweight, channels, 0.0)
+        fill(job.dbias, channels, 0.0)
+    else:
         split = arrangement.settle(&job, axis)
         describe(arrangement.arrays[0], &job, &arrangement.order, split, &job.x)
         describe(arrangement.arrays[1], &job, &arrangement.order, split, &job.dy)
@@ -740,4 +807,5 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
             status = drivers.gradients(leaves, &job)
         ended(status, &job)
         arrangement.result()
-    return arrangement.out, rounded(dweight, gradient_type), rounded(dbias, gradient_type)
+    return (arrangement.out, rounded(job.dweight, channels, gradient_type),
+            rounded(job.dbias, channels, gradient_type))

@@ -97,8 +97,8 @@ def batch_norm(
     (array([0.2, 2. ], dtype=float32), array([ 1.1, 20.9], dtype=float32))
     """
     return _view.forward(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, layout, out
-    )[0]
+        x, weight, bias, running_mean, running_var, training, momentum, eps, layout, out, True
+    )
 
 
 def batch_norm_forward(
@@ -156,7 +156,7 @@ def batch_norm_forward(
     array([1. , 0.1])
     """
     return _view.forward(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, layout, out
+        x, weight, bias, running_mean, running_var, training, momentum, eps, layout, out, False
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from fastbn import _view
-from fastbn.functional import batch_norm_backward, batch_norm_forward
+from fastbn.functional import batch_norm, batch_norm_backward, batch_norm_forward
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -150,25 +150,34 @@ class BatchNorm:
         array([[1., 2.]])
         """
         _view.check_channels(x, self.layout, self.num_features)
+        if not self.training:
+            self._saved, self._overwritten = None, False
+            return batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.running_mean is None,
+                eps=self.eps,
+                layout=self.layout,
+                out=out,
+            )
         y, mean, invstd = batch_norm_forward(
             x,
             self.weight,
             self.bias,
             running_mean=self.running_mean,
             running_var=self.running_var,
-            training=self.training or self.running_mean is None,
             momentum=self._next_momentum(),
             eps=self.eps,
             layout=self.layout,
             out=out,
         )
-        self._saved, self._overwritten = None, False
-        if self.training:
-            if self.num_batches_tracked is not None and x.size:
-                self.num_batches_tracked += 1
-            self._overwritten = out is not None and _view.overlapping(x, out)
-            if not self._overwritten:
-                self._saved = x, mean, invstd
+        if self.num_batches_tracked is not None and x.size:
+            self.num_batches_tracked += 1
+        self._overwritten = out is not None and _view.overlapping(x, out)
+        self._saved = None if self._overwritten else (x, mean, invstd)
         return y
 
     def _next_momentum(self) -> float:

@@ -23,7 +23,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, NO_MEMORY, RUN_COLUMNS, STOPPED, Job, Leaves, Plan, Task, View)
+    COEFFICIENTS, COLUMNS, NO_MEMORY, PIXELS, RUN_COLUMNS, STOPPED, Job, Leaves, Plan, Task, View)
 
 cdef enum:
     # Elements. With those of job.pxd they decide the order of additions: to
@@ -38,6 +38,7 @@ cdef enum:
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
     LARGE = 1 << 20                 # larger tensors are prefetched
     STREAMING_OUTPUT = 16 << 20     # larger outputs go past the cache
+    SPAN = 8                        # blocks that are written in one go
     STRETCH = 128 << 20             # the caller can stop a job after as much as that
 
 
@@ -64,6 +65,7 @@ cdef void plan(const View* view, Plan* p) noexcept nogil:
         memset(p, 0, sizeof(Plan))      # nothing to do
         return
     p.long_runs = view.inner > LONGEST_SHORT_RUN or (view.inner > 1 and runs < FEWEST_ROWS)
+    p.pixels = PIXELS if view.inner == 1 and view.channels < PIXELS else 1
     if p.long_runs:
         p.tile_channels = minimum(minimum(view.channels, ceil_div(NEIGHBOURS, view.inner)),
                                   COLUMNS // RUN_COLUMNS)
@@ -125,27 +127,32 @@ cdef void segment_of_tile(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
 
 
 cdef int sweep_segments(const Leaves* leaves, Job* job, Task leaf) noexcept nogil:
-    cdef Sweep sweep = Sweep(leaves, job, leaf, 1)
+    cdef Sweep sweep = Sweep(leaves, job, leaf, 1, 1)
     return run(&sweep, segment_of_tile, job.plan.tiles * job.plan.segments)
 
 
-cdef void share_of_block(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
+cdef void share_of_blocks(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
     cdef Py_ssize_t tiles = sweep.job.plan.tiles, split = sweep.split
-    cdef Py_ssize_t block = i // split, share = i % split
-    sweep.leaf(sweep.job, tiles * share // split, tiles * (share + 1) // split, block, block + 1)
+    cdef Py_ssize_t block = i // split * sweep.span, share = i % split
+    sweep.leaf(sweep.job, tiles * share // split, tiles * (share + 1) // split,
+               block, minimum(block + sweep.span, sweep.job.plan.blocks))
 
 
 cdef int sweep_blocks(const Leaves* leaves, Job* job, Task leaf) noexcept nogil:
-    # Elementwise: a piece is what lies together in memory, blocks before tiles.
-    cdef Py_ssize_t blocks = job.plan.blocks
-    cdef bint enough = job.threads == 1 or blocks >= 4 * job.threads
-    cdef Sweep sweep = Sweep(leaves, job, leaf,
-                             1 if enough else minimum(job.plan.tiles, 4 * job.threads))
-    return run(&sweep, share_of_block, blocks * sweep.split)
+    # Elementwise: a piece is what lies together in memory, blocks before tiles. A
+    # piece is several blocks of the only tile, whose coefficients are then spread out
+    # once, or, where blocks are few, a share of the tiles.
+    cdef Py_ssize_t blocks = job.plan.blocks, enough = 4 * job.threads
+    cdef Sweep sweep = Sweep(leaves, job, leaf, 1, 1)
+    if job.plan.tiles == 1:
+        sweep.span = maximum(1, minimum(SPAN, blocks // enough))
+    elif job.threads > 1 and blocks < enough:
+        sweep.split = minimum(job.plan.tiles, enough)
+    return run(&sweep, share_of_blocks, ceil_div(blocks, sweep.span) * sweep.split)
 
 
 cdef int sweep_tiles(const Leaves* leaves, Job* job, Piece tile) noexcept nogil:
-    cdef Sweep sweep = Sweep(leaves, job, NULL, 1)
+    cdef Sweep sweep = Sweep(leaves, job, NULL, 1, 1)
     return run(&sweep, tile, job.plan.tiles)
 
 

@@ -7,7 +7,9 @@
 #   a matrix  rows x columns: columns are neighbours in memory, rows are a
 #             constant step apart, but for a jump where a sliced axis ends
 #
-# Rows (NHWC): a block is one matrix, a column is a channel.
+# Rows (NHWC): a block is one matrix, a column is a channel. To sum fewer than
+#   PIXELS channels, the matrix has PIXELS pixels in a row, and a channel every
+#   `channels`-th column; what remains of a block is one more, shorter row.
 # Planes with short runs: the same, a channel owns `inner` neighbouring columns.
 # Planes with long runs: each run is one matrix of RUN_COLUMNS columns, which the
 # channel owns, and what remains of it a second one with a single row.
@@ -28,6 +30,10 @@ cdef struct Matrix:
 
 cdef inline Py_ssize_t minimum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
+
+
+cdef inline Py_ssize_t maximum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a > b else b
 
 
 cdef inline Py_ssize_t steps(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
@@ -74,9 +80,11 @@ cdef inline Py_ssize_t count_in_segment(const Job* job, Py_ssize_t segment) noex
 
 cdef inline elem* element(const Job* job, const Operand* operand, Py_ssize_t channel,
                           Py_ssize_t run, Py_ssize_t offset) noexcept nogil:
-    return (<elem*>operand.data + channel * operand.channel
-            + run // job.view.middle * operand.outer
-            + run % job.view.middle * operand.middle + offset)
+    cdef elem* start = <elem*>operand.data + channel * operand.channel + offset
+    if job.view.outer == 1:     # usual, and a division takes as long as a line of 64 bytes
+        return start + run * operand.middle
+    return (start + run // job.view.middle * operand.outer
+            + run % job.view.middle * operand.middle)
 
 
 cdef inline Py_ssize_t neighbours(const Job* job, const Operand* operand,
@@ -117,6 +125,25 @@ cdef inline Matrix remainder_matrix(Matrix m, Py_ssize_t length) noexcept nogil:
     m.columns = length - m.rows * m.step
     m.rows = 1 if m.columns else 0
     return m
+
+
+cdef inline Matrix pixel_matrix(const Job* job, elem* data, Py_ssize_t runs) noexcept nogil:
+    cdef Matrix m
+    m.data = data
+    m.rows = runs // PIXELS
+    m.columns = PIXELS * job.view.channels
+    m.step = m.columns
+    m.period = 1
+    m.jump = 0
+    m.first = 0
+    return m
+
+
+cdef inline bint gapless_runs(const Job* job, const Operand* operand) noexcept nogil:
+    # Do all runs of all channels lie in a row?
+    return (operand.channel == job.view.inner
+            and operand.middle == job.view.channels * job.view.inner
+            and (job.view.outer == 1 or operand.outer == job.view.middle * operand.middle))
 
 
 cdef inline bint jumps(const Matrix* m, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:

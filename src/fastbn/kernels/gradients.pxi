@@ -106,7 +106,6 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
                                    Columns* columns, double* s, double* q) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
-    cdef Py_ssize_t width = columns_per_channel(job)
     cdef double* s_sum = job.partial[0] + segment * job.view.channels + channel
     cdef double* q_sum = job.partial[1] + segment * job.view.channels + channel
     cdef Py_ssize_t b, c
@@ -117,7 +116,7 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
         sum_block(job, &block, channel, channels, NULL, columns, True)
-        fold_columns(columns, channels, width, s, q)
+        fold_channels(job, columns, channels, s, q)
         for c in range(channels):
             # Sums that overflowed in `real`, or that are truly infinite.
             if s[c] - s[c] != 0.0 or q[c] - q[c] != 0.0:
@@ -131,13 +130,13 @@ cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
     cdef Columns columns
     cdef double s[COLUMNS]
     cdef double q[COLUMNS]
-    cdef Py_ssize_t tile, segment, channel, channels, width = columns_per_channel(job)
+    cdef Py_ssize_t tile, segment, channel, channels
     cdef fp_state saved = fp_enter()
     for tile in range(t0, t1):
         channel = first_channel(job, tile)
         channels = count_channels(job, tile)
-        spread(columns.scale, coefficient(job, SCALE) + channel, channels, width, channels * width)
-        spread(columns.pivot, coefficient(job, PIVOT) + channel, channels, width, channels * width)
+        spread_channels(job, columns.scale, coefficient(job, SCALE) + channel, channels)
+        spread_channels(job, columns.pivot, coefficient(job, PIVOT) + channel, channels)
         for segment in range(s0, s1):
             segment_gradients(job, tile, segment, &columns, s, q)
     fp_leave(saved)

@@ -8,6 +8,7 @@ Python object, so that a leaf can run on any thread of any thread pool.
 cdef enum:
     COLUMNS = 512       # columns of a tile, at most: its sums stay in L1
     RUN_COLUMNS = 16    # a long run is read as a matrix of so many columns
+    PIXELS = 16         # so many pixels of fewer channels make a row of a matrix
 
 ctypedef struct Operand:
     # Where the elements of one tensor are. Strides are in elements and may be
@@ -29,6 +30,7 @@ ctypedef struct Plan:
     # How the view is cut: by its four sizes and nothing else, since the order
     # of additions, and with it every bit of the result, follows from the cut.
     bint long_runs              # runs are cut into columns
+    Py_ssize_t pixels           # inner == 1: runs in a row of the matrix of sums
     Py_ssize_t tile_channels    # channels that are worked on together
     Py_ssize_t tiles
     Py_ssize_t block_runs       # runs in a block ...

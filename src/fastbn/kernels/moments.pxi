@@ -46,11 +46,12 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
     # differences of exactly 0. The median, since one probe can be an outlier.
     cdef const elem* probe[PROBES]
     cdef lanes value[PROBES]
-    cdef Py_ssize_t i, k, c, at
+    cdef Py_ssize_t i, k, c, at, run
     for k in range(PROBES):
         at = k * (block.runs * block.length - 1) // (PROBES - 1)
-        probe[k] = element(job, &job.x, channel, block.run + at // block.length,
-                           block.offset + at % block.length)
+        run = at // block.length if block.runs > 1 else 0
+        probe[k] = element(job, &job.x, channel, block.run + run,
+                           block.offset + at - run * block.length)
     for i in range(steps(channels, WIDTH)):
         c = i * WIDTH
         for k in range(PROBES):
@@ -111,7 +112,7 @@ cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t chan
     cdef Py_ssize_t c, end
     cdef double n = <double>block.runs * <double>block.length
     cdef int good = 1
-    fold_columns(columns, channels, columns_per_channel(job), m.s, m.q)
+    fold_channels(job, columns, channels, m.s, m.q)
     for c in range(channels):
         m.start[c] = <double>m.pivot[c]
     close_channels(0, channels, n, m)
@@ -163,7 +164,6 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
                                  Columns* columns, BlockMoments* m) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
-    cdef Py_ssize_t width = columns_per_channel(job)
     cdef Py_ssize_t at = segment * job.view.channels + channel
     cdef Py_ssize_t b
     cdef double count = 0.0, n
@@ -174,7 +174,7 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
         block = block_at(job, b)
         n = <double>block.runs * <double>block.length
         choose_pivots(job, &block, channel, channels, m)
-        spread(columns.pivot, m.pivot, channels, width, channels * width)
+        spread_channels(job, columns.pivot, m.pivot, channels)
         sum_block(job, &block, channel, channels, NULL, columns, False)
         close_block(job, &block, channel, channels, columns, m)
         merge(channels, count, job.partial[0] + at, job.partial[1] + at, n, m.mean, m.m2)

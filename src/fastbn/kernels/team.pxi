@@ -38,7 +38,8 @@ cdef struct Sweep:
     const Leaves* leaves
     Job* job
     Task leaf
-    Py_ssize_t split        # pieces that a block is shared out to
+    Py_ssize_t split        # pieces that a block is shared out to ...
+    Py_ssize_t span         # ... or blocks that a piece has
 
 cdef struct Share:
     # The pieces that are left of a thread's share: the first, and the one after the

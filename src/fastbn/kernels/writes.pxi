@@ -4,6 +4,8 @@
 #   forward    out = (x * scale - pivot) * gain + shift
 #   gradient   out = ((dy - shift) - (x * scale - pivot) * slope) * gain * scale
 #
+# where `scale` is 1 for all usual data, and then left out: to multiply by 1 is exact.
+#
 # May not sum. An element is read before it is written, and written once, so
 # `out` may be `x` or `dy` itself.
 
@@ -52,38 +54,44 @@ cdef inline Pen pen_of(const Job* job, Py_ssize_t channel, bint gradient) noexce
     return pen
 
 
-cdef inline lanes forward(const Pen* pen, lanes x) noexcept nogil:
-    return (x * pen.scale - pen.pivot) * pen.gain + pen.shift
+cdef inline lanes centred(const Pen* pen, lanes x, bint scaled) noexcept nogil:
+    return (x * pen.scale if scaled else x) - pen.pivot
 
 
-cdef inline lanes backward(const Pen* pen, lanes x, lanes dy) noexcept nogil:
-    return (((dy - pen.shift) - (x * pen.scale - pen.pivot) * pen.slope)
-            * pen.gain * pen.scale)
+cdef inline lanes forward(const Pen* pen, lanes x, bint scaled) noexcept nogil:
+    return centred(pen, x, scaled) * pen.gain + pen.shift
 
 
-cdef inline lanes value(const Pen* pen, const elem* x, const elem* dy,
-                        bint gradient) noexcept nogil:
-    return backward(pen, load(x), load(dy)) if gradient else forward(pen, load(x))
+cdef inline lanes backward(const Pen* pen, lanes x, lanes dy, bint scaled) noexcept nogil:
+    cdef lanes dx = ((dy - pen.shift) - centred(pen, x, scaled) * pen.slope) * pen.gain
+    return dx * pen.scale if scaled else dx
+
+
+cdef inline lanes value(const Pen* pen, const elem* x, const elem* dy, bint gradient,
+                        bint scaled) noexcept nogil:
+    if gradient:
+        return backward(pen, load(x), load(dy), scaled)
+    return forward(pen, load(x), scaled)
 
 
 cdef inline void write_part(const elem* x, const elem* dy, elem* out, Py_ssize_t n,
-                            const Pen* pen, bint gradient) noexcept nogil:
+                            const Pen* pen, bint gradient, bint scaled) noexcept nogil:
     if gradient:
-        store_part(out, backward(pen, load_part(x, n), load_part(dy, n)), n)
+        store_part(out, backward(pen, load_part(x, n), load_part(dy, n), scaled), n)
     else:
-        store_part(out, forward(pen, load_part(x, n)), n)
+        store_part(out, forward(pen, load_part(x, n), scaled), n)
 
 
 cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t n, Pen pen,
                            const Palette* palette, bint gradient,
-                           bint streaming) noexcept nogil:
+                           bint scaled, bint streaming) noexcept nogil:
     # n neighbouring elements: all with `pen`; or, given a palette, from column 0
     # on, the columns repeating with its period.
     cdef Py_ssize_t i = 0, column = 0
     if streaming:
         i = minimum(n, to_alignment(out))
         if i:
-            write_part(x, dy, out, i, &pen, gradient)
+            write_part(x, dy, out, i, &pen, gradient, scaled)
             if palette != NULL:
                 column = i % palette.period
     while i + WIDTH <= n:
@@ -93,21 +101,21 @@ cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t 
             if column >= palette.period:
                 column -= palette.period
         if streaming:
-            stream(out + i, value(&pen, x + i, dy + i, gradient))
+            stream(out + i, value(&pen, x + i, dy + i, gradient, scaled))
         else:
-            store(out + i, value(&pen, x + i, dy + i, gradient))
+            store(out + i, value(&pen, x + i, dy + i, gradient, scaled))
         i += WIDTH
     if i < n:
         if palette != NULL:
             pen = pen_at(palette, column, gradient)
-        write_part(x + i, dy + i, out + i, n - i, &pen, gradient)
+        write_part(x + i, dy + i, out + i, n - i, &pen, gradient, scaled)
 
 
 cdef inline void write_rows(const Matrix* x, const Matrix* dy, const Matrix* out,
-                            const Palette* palette, bint gradient) noexcept nogil:
+                            const Palette* palette, bint gradient, bint scaled) noexcept nogil:
     # Four rows at a time, so that a register's coefficients are loaded once. Rows
-    # of WIDTH columns at least, which end with a whole register that overlaps the
-    # last but one: it is read first, since `out` may be `x`.
+    # of WIDTH columns at least; if need be they end with a whole register that
+    # overlaps the last but one: it is read first, since `out` may be `x`.
     cdef Py_ssize_t row, k, i, j, n = x.columns
     cdef const elem* xs[4]
     cdef const elem* dys[4]
@@ -117,19 +125,23 @@ cdef inline void write_rows(const Matrix* x, const Matrix* dy, const Matrix* out
     for row in range(0, x.rows - 3, 4):
         for k in range(4):
             xs[k], dys[k], outs[k] = row_at(x, row + k), row_at(dy, row + k), row_at(out, row + k)
-        pen = pen_at(palette, n - WIDTH, gradient)
         for k in range(4):
-            tail[k] = value(&pen, xs[k] + n - WIDTH, dys[k] + n - WIDTH, gradient)
+            tail[k] = splat(0)
+        if n % WIDTH:
+            pen = pen_at(palette, n - WIDTH, gradient)
+            for k in range(4):
+                tail[k] = value(&pen, xs[k] + n - WIDTH, dys[k] + n - WIDTH, gradient, scaled)
         for i in range(n // WIDTH):
             j = i * WIDTH
             pen = pen_at(palette, j, gradient)
             for k in range(4):
-                store(outs[k] + j, value(&pen, xs[k] + j, dys[k] + j, gradient))
-        for k in range(4):
-            store(outs[k] + n - WIDTH, tail[k])
+                store(outs[k] + j, value(&pen, xs[k] + j, dys[k] + j, gradient, scaled))
+        if n % WIDTH:
+            for k in range(4):
+                store(outs[k] + n - WIDTH, tail[k])
     for row in range(x.rows & ~3, x.rows):
         write_run(row_at(x, row), row_at(dy, row), row_at(out, row), n,
-                  pen_at(palette, 0, gradient), palette, gradient, False)
+                  pen_at(palette, 0, gradient), palette, gradient, scaled, False)
 
 
 cdef inline bint gapless(const Matrix* m) noexcept nogil:
@@ -138,7 +150,7 @@ cdef inline bint gapless(const Matrix* m) noexcept nogil:
 
 cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t channel,
                              Py_ssize_t channels, const Palette* palette, bint gradient,
-                             bint streaming) noexcept nogil:
+                             bint scaled, bint streaming) noexcept nogil:
     cdef Matrix x = short_matrix(job, &job.x, block, channel, channels)
     cdef Matrix out = short_matrix(job, &job.out, block, channel, channels)
     cdef Matrix dy = x
@@ -147,18 +159,19 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
         dy = short_matrix(job, &job.dy, block, channel, channels)
     # Rows a multiple of a page apart share a set of the cache: one at a time.
     if not streaming and x.columns >= WIDTH and out.step % PAGE != 0:
-        write_rows(&x, &dy, &out, palette, gradient)
+        write_rows(&x, &dy, &out, palette, gradient, scaled)
     elif gapless(&x) and gapless(&dy) and gapless(&out):
         write_run(x.data, dy.data, out.data, x.rows * x.columns, pen_at(palette, 0, gradient),
-                  palette, gradient, streaming)
+                  palette, gradient, scaled, streaming)
     else:
         for row in range(x.rows):
             write_run(row_at(&x, row), row_at(&dy, row), row_at(&out, row), x.columns,
-                      pen_at(palette, 0, gradient), palette, gradient, streaming)
+                      pen_at(palette, 0, gradient), palette, gradient, scaled, streaming)
 
 
 cdef inline void write_long(const Job* job, const Block* block, Py_ssize_t channel,
-                            Py_ssize_t channels, bint gradient, bint streaming) noexcept nogil:
+                            Py_ssize_t channels, bint gradient, bint scaled,
+                            bint streaming) noexcept nogil:
     cdef Py_ssize_t run, c
     cdef elem* x
     cdef elem* dy
@@ -167,11 +180,11 @@ cdef inline void write_long(const Job* job, const Block* block, Py_ssize_t chann
             x = element(job, &job.x, c, run, block.offset)
             dy = element(job, &job.dy, c, run, block.offset) if gradient else x
             write_run(x, dy, element(job, &job.out, c, run, block.offset), block.length,
-                      pen_of(job, c, gradient), NULL, gradient, streaming)
+                      pen_of(job, c, gradient), NULL, gradient, scaled, streaming)
 
 
 cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_ssize_t b1,
-                            bint gradient, bint streaming) noexcept nogil:
+                            bint gradient, bint scaled, bint streaming) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
     cdef Py_ssize_t i, c, b, together
@@ -180,7 +193,7 @@ cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_s
     if job.plan.long_runs:
         for b in range(b0, b1):
             block = block_at(job, b)
-            write_long(job, &block, channel, channels, gradient, streaming)
+            write_long(job, &block, channel, channels, gradient, scaled, streaming)
         return
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, &job.out, channels))
     if gradient:
@@ -190,18 +203,30 @@ cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_s
         fill_palette(job, channel + c, together, job.view.inner, gradient, &palette)
         for b in range(b0, b1):
             block = block_at(job, b)
-            write_short(job, &block, channel + c, together, &palette, gradient, streaming)
+            write_short(job, &block, channel + c, together, &palette, gradient, scaled, streaming)
+
+
+cdef inline bint any_scaled(const Job* job, Py_ssize_t tile) noexcept nogil:
+    cdef const real* scale = coefficient(job, SCALE) + first_channel(job, tile)
+    cdef Py_ssize_t c
+    cdef long scaled = 0
+    for c in range(count_channels(job, tile)):
+        scaled += scale[c] != 1.0
+    return scaled != 0
 
 
 cdef inline void write_tiles(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
                              Py_ssize_t b1, bint gradient) noexcept nogil:
+    # The flags are constants below: each of these calls becomes loops of its own.
     cdef Py_ssize_t tile
     cdef fp_state saved = fp_enter()
     for tile in range(t0, t1):
-        if job.streaming:
-            write_tile(job, tile, b0, b1, gradient, True)
+        if any_scaled(job, tile):
+            write_tile(job, tile, b0, b1, gradient, True, False)
+        elif job.streaming:
+            write_tile(job, tile, b0, b1, gradient, False, True)
         else:
-            write_tile(job, tile, b0, b1, gradient, False)
+            write_tile(job, tile, b0, b1, gradient, False, False)
     if job.streaming:
         stream_end()
     fp_leave(saved)
