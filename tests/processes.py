@@ -24,6 +24,7 @@ def run(code, **environment):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
+        process.communicate()
         raise
     if process.returncode:
         raise RuntimeError(error)
