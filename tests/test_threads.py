@@ -261,10 +261,12 @@ def test_a_small_stack_is_enough():
 
     def work():
         for dtype in (np.float32, np.float64):
-            x = batch((64, 8, 7, 7), dtype)
-            x[::16] = 1e6
-            _, mean, invstd = fastbn.batch_norm_forward(x)
-            results.append(fastbn.batch_norm_backward(x, x, mean, invstd)[0])
+            planes = batch((64, 8, 7, 7), dtype)
+            rows = batch((64, 7, 7, 15), dtype)[::2]  # apart, so gathered first
+            for x, layout in (planes, None), (rows, "NHWC"):
+                x[::16] = 1e6
+                _, mean, invstd = fastbn.batch_norm_forward(x, layout=layout)
+                results.append(fastbn.batch_norm_backward(x, x, mean, invstd, layout=layout)[0])
 
     before = threading.stack_size(128 * 1024)
     try:
@@ -273,7 +275,7 @@ def test_a_small_stack_is_enough():
         thread.join()
     finally:
         threading.stack_size(before)
-    assert len(results) == 2
+    assert len(results) == 4
 
 
 def test_calls_from_many_threads_at_once():
