@@ -285,3 +285,21 @@ def test_calls_from_many_threads_at_once():
         for _ in range(3):
             results = pool.map(lambda x: fastbn.batch_norm(x, None, None, training=True), batches)
             assert [y.tobytes() for y in results] == expected
+
+
+def test_layers_that_share_arrays_from_many_threads():
+    x = batch(BIG, "float32")
+    x.flags.writeable = False
+    layers = [fastbn.BatchNorm(BIG[1]) for _ in range(4)]
+    for layer in layers[1:]:
+        layer.weight, layer.bias = layers[0].weight, layers[0].bias
+    expected = fastbn.BatchNorm(BIG[1])(x).tobytes()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert {y.tobytes() for y in pool.map(lambda layer: layer(x), layers)} == {expected}
+        evaluated = layers[0].eval()
+        expected = evaluated(x).tobytes()
+        results = pool.map(lambda _: evaluated(x).tobytes(), range(8))
+        assert set(results) == {expected}
+    for layer in layers[1:]:
+        assert layer.running_mean.tobytes() == evaluated.running_mean.tobytes()
