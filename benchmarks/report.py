@@ -14,6 +14,12 @@ from benchmarks.cases import NETWORKS, OPERATIONS, SMALL
 
 Row = dict[str, object]
 LOST = 1.05  # a peer has won where fastbn takes so many times its time
+SIZES = (
+    ("less than 512 KB", SMALL),
+    ("512 KB to 1 MB", 1 << 20),
+    ("1 MB to 8 MB", 8 << 20),
+    ("8 MB and more", np.inf),
+)
 
 
 class Outcome:
@@ -193,22 +199,13 @@ def thread_table(results: Row) -> str:
     for (op, threads, *rest), outcome in times.items():
         many = times.get((op, most, *rest))
         if threads == 1 and most > 1 and many:
-            nbytes = outcome.case["bytes"]
-            size = (
-                "less than 512 KB"
-                if nbytes < SMALL
-                else "512 KB to 1 MB"
-                if nbytes < 1 << 20
-                else "1 MB to 8 MB"
-                if nbytes < 8 << 20
-                else "8 MB and more"
-            )
+            size = next(label for label, below in SIZES if outcome.case["bytes"] < below)
             factors[size, op].append(outcome.best["seconds"] / many.best["seconds"])
     lines = [
         f"| {most} threads over 1 | " + " | ".join(OPERATIONS) + " |",
         "| --- " * (1 + len(OPERATIONS)) + "|",
     ]
-    for size in ("less than 512 KB", "512 KB to 1 MB", "1 MB to 8 MB", "8 MB and more"):
+    for size, _ in SIZES:
         if any((size, op) in factors for op in OPERATIONS):
             cells = [
                 f"{geometric_mean(factors[size, op]):.2f} x ({min(factors[size, op]):.2f} at least)"
