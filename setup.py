@@ -30,7 +30,7 @@ LEVELS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (4, 3, 2)} if IS_X86_64 else
 DTYPES = ("float32", "float64")
 
 # CONTRIBUTING.md has the reason for each. The "no" flags undo what CFLAGS may bring.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-fast-math", "-g0"]
+FLAGS = ["-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-g0"]
 OPENMP = {"darwin": ["-Xpreprocessor", "-fopenmp"]}.get(sys.platform, ["-fopenmp"])
 OPENMP_LIBRARY = {"darwin": ["-lomp"]}.get(sys.platform, ["-fopenmp"])
 WANT_OPENMP = os.environ.get("FASTBN_OPENMP", "1") != "0"

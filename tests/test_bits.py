@@ -107,16 +107,31 @@ def test_guards_around_vectors(level, dtype, parameters):
         assert (weight.array == 1).all()
 
 
-def test_alignment_of_streamed_output(level):
-    shape = (16, 34, 130, 131)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((16, 34, 130, 131), None),
+        ((45, 500, 14, 15), None),
+        ((130, 500, 130), None),
+        ((110, 40, 40, 48), "NHWC"),
+        ((300, 57, 59, 9), "NHWC"),
+        ((90000, 100), None),
+    ],
+)
+def test_alignment_of_streamed_output(level, shape, layout):
     x = batch(shape, "float32")
-    mean, var = np.zeros(34), np.ones(34)
-    expected = fastbn.batch_norm(x, mean, var).tobytes()
+    channels = channels_of(shape, layout)
+    mean, var, weight = np.zeros(channels), np.ones(channels), np.linspace(0.5, 1.5, channels)
+    expected = fastbn.batch_norm(x, mean, var, weight, layout=layout).tobytes()
+    first = fastbn.batch_norm(x[:1], mean, var, weight, layout=layout).tobytes()
+    assert expected.startswith(first), "what is streamed has the bits of what is not"
     for offset in (0, 4, 20, 60):
         out = Guarded(shape, "float32", offset)
-        fastbn.batch_norm(x, mean, var, out=out.array)
+        fastbn.batch_norm(x, mean, var, weight, layout=layout, out=out.array)
         assert out.array.tobytes() == expected
         assert out.intact()
+    fastbn.batch_norm(x, mean, var, weight, layout=layout, out=x)
+    assert x.tobytes() == expected
 
 
 @pytest.mark.parametrize(

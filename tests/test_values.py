@@ -89,10 +89,27 @@ def check(x, dy, dtype, layout):
     return y
 
 
-@pytest.mark.parametrize("shape", [(16, 34, 130, 131), (17, 130, 131, 34)])
+@pytest.mark.parametrize("images", [3, 17])
+def test_every_length_of_a_run(level, dtype, images):
+    # Whole registers, parts of registers, and trees with any number of rows.
+    for length in range(1, 280 if images == 3 else 140):
+        shape = (images, 2, length)
+        check(batch(shape, dtype), batch(shape, dtype, 1, 0.1, 1.0), dtype, None)
+
+
+@pytest.mark.parametrize("channels", range(1, 70))
+def test_every_number_of_narrow_columns(level, channels):
+    for images in (5, 40):
+        shape = (images, 9, channels)
+        check(batch(shape, "float32"), batch(shape, "float32", 1, 0.1, 1.0), "float32", "NLC")
+
+
+@pytest.mark.parametrize(
+    "shape", [(16, 34, 130, 131), (17, 130, 131, 34), (70, 700, 14, 15), (250, 40, 40, 24)]
+)
 def test_larger_than_the_cache(level, shape):
     # Above 32 MB: streaming stores, whole phases instead of tile by tile.
-    layout = "NHWC" if shape[-1] == 34 else None
+    layout = "NHWC" if shape[-1] in (34, 24) else None
     check(batch(shape, "float32"), batch(shape, "float32", 1), "float32", layout)
 
 

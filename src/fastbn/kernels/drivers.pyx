@@ -28,16 +28,17 @@ from fastbn.kernels.job cimport (
 cdef enum:
     # Elements. With those of job.pxd they decide the order of additions: to
     # change one is to change results.
-    BLOCK = 16384               # a block stays in L2 while it is worked on
+    BLOCK = 16384               # a block stays in L2 while it is worked on ...
+    BLOCK_OF_ROWS = 32768       # ... and is worth what it costs by itself
     SEGMENT = 65536             # a task is worth waking a thread for
-    LONGEST_SHORT_RUN = 128     # longer runs are cut into lanes
-    FEWEST_ROWS = 16            # fewer runs than these are long, too
+    LONGEST_SHORT_RUN = 128     # longer runs are cut into rows of 16 ...
+    LONGEST_OF_FEW = 32         # ... and so are those longer than this, if they are few
+    FEW_RUNS = 16
     NEIGHBOURS = 2048           # elements of long runs that are read in one go
-    FEWEST_BLOCK_ROWS = 64
+    FEWEST_BLOCK_ROWS = 128
     # Bytes. These decide speed only.
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
-    LARGE = 1 << 20                 # larger tensors are prefetched
-    STREAMING_OUTPUT = 16 << 20     # larger outputs go past the cache
+    CACHE = 32 << 20                # outputs of jobs with larger tensors go past it
     SPAN = 8                        # blocks that are written in one go
     STRETCH = 128 << 20             # the caller can stop a job after as much as that
 
@@ -64,7 +65,8 @@ cdef void plan(const View* view, Plan* p) noexcept nogil:
     if runs == 0:
         memset(p, 0, sizeof(Plan))      # nothing to do
         return
-    p.long_runs = view.inner > LONGEST_SHORT_RUN or (view.inner > 1 and runs < FEWEST_ROWS)
+    p.long_runs = (view.inner > LONGEST_SHORT_RUN
+                   or (view.inner > LONGEST_OF_FEW and runs < FEW_RUNS))
     p.pixels = PIXELS if view.inner == 1 and view.channels < PIXELS else 1
     if p.long_runs:
         p.tile_channels = minimum(minimum(view.channels, ceil_div(NEIGHBOURS, view.inner)),
@@ -74,7 +76,7 @@ cdef void plan(const View* view, Plan* p) noexcept nogil:
     else:
         p.tile_channels = minimum(view.channels, COLUMNS // view.inner)
         p.block_runs = even_share(
-            runs, maximum(BLOCK // (p.tile_channels * view.inner), FEWEST_BLOCK_ROWS), 16)
+            runs, maximum(BLOCK_OF_ROWS // (p.tile_channels * view.inner), FEWEST_BLOCK_ROWS), 16)
         p.block_length = view.inner
     p.tiles = ceil_div(view.channels, p.tile_channels)
     p.parts = ceil_div(view.inner, p.block_length)
@@ -88,11 +90,12 @@ cdef inline size_t elements(const Job* job) noexcept nogil:
     return <size_t>(job.view.outer * job.view.middle) * job.view.channels * job.view.inner
 
 
-cdef int prepare(const Leaves* leaves, Job* job) noexcept nogil:
+cdef int prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
     # The plan, and all the workspace of the job in one piece.
     cdef size_t channels = job.view.channels
     cdef size_t sums
     job.team_loss = 0.0
+    job.by_tile = False
     plan(&job.view, &job.plan)
     sums = channels * job.plan.segments * sizeof(double)
     job.partial[0] = <double*>malloc(2 * sums + COEFFICIENTS * channels * leaves.real_size)
@@ -100,8 +103,8 @@ cdef int prepare(const Leaves* leaves, Job* job) noexcept nogil:
         return NO_MEMORY
     job.partial[1] = job.partial[0] + channels * job.plan.segments
     job.coefficients = job.partial[1] + channels * job.plan.segments
-    job.large = elements(job) * leaves.elem_size >= LARGE
-    job.streaming = elements(job) * leaves.elem_size >= STREAMING_OUTPUT
+    job.bytes = elements(job) * leaves.elem_size
+    job.streaming = job.bytes * tensors >= <size_t>CACHE
     return 0
 
 
@@ -159,7 +162,7 @@ cdef int sweep_tiles(const Leaves* leaves, Job* job, Piece tile) noexcept nogil:
 # ---- the operations --------------------------------------------------------------
 
 cdef int statistics(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef int status = prepare(leaves, job)
+    cdef int status = prepare(leaves, job, 1)
     if status == 0:
         status = sweep_segments(leaves, job, leaves.moments)
     if status == 0:
@@ -179,7 +182,7 @@ cdef void infer_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
 
 
 cdef int inference(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef int status = prepare(leaves, job)
+    cdef int status = prepare(leaves, job, 2)
     if status == 0 and job.plan.blocks == 1:
         status = sweep_tiles(leaves, job, infer_tile)
     elif status == 0:
@@ -202,6 +205,7 @@ cdef void train_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
 cdef int train(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status
     if by_tile(leaves, job, 1):
+        job.by_tile = job.streaming
         return sweep_tiles(leaves, job, train_tile)
     status = sweep_segments(leaves, job, leaves.moments)
     if status != 0:
@@ -212,7 +216,7 @@ cdef int train(const Leaves* leaves, Job* job) noexcept nogil:
 
 
 cdef int training(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef int status = prepare(leaves, job)
+    cdef int status = prepare(leaves, job, 2)
     if status == 0:
         status = train(leaves, job)
     if status == 0:
@@ -233,6 +237,7 @@ cdef int differentiate(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status
     leaves.coefficients(job, 0, job.view.channels)
     if job.training and by_tile(leaves, job, 2):
+        job.by_tile = job.streaming
         return sweep_tiles(leaves, job, differentiate_tile)
     status = sweep_segments(leaves, job, leaves.gradient_sums)
     if status != 0:
@@ -245,7 +250,7 @@ cdef int differentiate(const Leaves* leaves, Job* job) noexcept nogil:
 
 
 cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef int status = prepare(leaves, job)
+    cdef int status = prepare(leaves, job, 3)
     if status == 0:
         status = differentiate(leaves, job)
     finish(job)

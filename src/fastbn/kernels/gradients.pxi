@@ -21,9 +21,10 @@ cdef inline double size_of(double mean, double invstd) noexcept nogil:
     return fabs(mean) if fabs(mean) > size else size
 
 
-cdef inline bint usual(double size) noexcept nogil:
-    # False too for 0, Inf and NaN.
-    return (size > 1.0 / USUAL_SCALE) & (size < USUAL_SCALE)
+cdef inline bint usual(double mean, double invstd) noexcept nogil:
+    # Is the size far from any end, said without a division? False too for NaN.
+    return ((fabs(mean) < USUAL_SCALE) & (invstd > 1.0 / USUAL_SCALE)
+            & ((fabs(mean) > 1.0 / USUAL_SCALE) | (invstd < USUAL_SCALE)))
 
 
 cdef inline double scale_for(double size) noexcept nogil:
@@ -66,26 +67,29 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
     cdef real* pivot = coefficient(job, PIVOT)
     cdef real* gain = coefficient(job, GAIN)
     cdef real* shift = coefficient(job, SHIFT)
+    cdef const double* mean = job.mean
+    cdef double* invstd = job.invstd
+    cdef double eps = job.eps
     cdef Py_ssize_t c
     cdef long unusual = 0
     cdef fp_state saved = fp_enter()
     if job.var != NULL:
         for c in range(c0, c1):
-            job.invstd[c] = 1.0 / sqrt(job.var[c] + job.eps)
+            invstd[c] = 1.0 / sqrt(job.var[c] + eps)
     for c in range(c0, c1):
         scale[c] = 1.0
     for c in range(c0, c1):
-        pivot[c] = <real>job.mean[c]
+        pivot[c] = <real>mean[c]
     for c in range(c0, c1):
-        gain[c] = <real>(job.invstd[c] * weight_of(job, c))
+        gain[c] = <real>(invstd[c] * weight_of(job, c))
     for c in range(c0, c1):
-        shift[c] = <real>(bias_of(job, c) - (job.mean[c] - <double>pivot[c])
-                          * (job.invstd[c] * weight_of(job, c)))
+        shift[c] = <real>(bias_of(job, c) - (mean[c] - <double>pivot[c])
+                          * (invstd[c] * weight_of(job, c)))
     for c in range(c0, c1):
-        unusual += not usual(size_of(job.mean[c], job.invstd[c]))
+        unusual += not usual(mean[c], invstd[c])
     if unusual:
         for c in range(c0, c1):
-            if not usual(size_of(job.mean[c], job.invstd[c])):
+            if not usual(mean[c], invstd[c]):
                 unusual_coefficients(job, c)
     fp_leave(saved)
 
@@ -152,11 +156,22 @@ cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
             - job.mean[c] * <double>coefficient(job, SCALE)[c])
 
 
-cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
-    cdef double count = <double>count_per_channel(job)
-    cdef double slope = job.dweight[c] / count * scaled_invstd(job, c)
-    coefficient(job, SHIFT)[c] = <real>(job.dbias[c] / count + rest_of_mean(job, c) * slope)
-    coefficient(job, SLOPE)[c] = <real>slope
+# Below, names of their own for vectors: through `job`, the compiler would have to
+# read each pointer again after every store, and could not use vectors.
+
+cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
+                                       Py_ssize_t c1) noexcept nogil:
+    cdef const double* dbias = job.dbias
+    cdef const double* dweight = job.dweight
+    cdef real* slope = coefficient(job, SLOPE)
+    cdef real* shift = coefficient(job, SHIFT)
+    cdef double share = 1.0 / <double>count_per_channel(job)
+    cdef Py_ssize_t c
+    for c in range(c0, c1):
+        slope[c] = <real>(dweight[c] * share * scaled_invstd(job, c))
+    for c in range(c0, c1):
+        shift[c] = <real>((dbias[c] + rest_of_mean(job, c) * dweight[c] * scaled_invstd(job, c))
+                          * share)
 
 
 cdef inline void frozen_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
@@ -172,22 +187,24 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
     # -> dbias = sum dy, dweight = sum dy * xhat, and the coefficients of dx.
     cdef const double* s
     cdef const double* q
+    cdef double* dbias = job.dbias
+    cdef double* dweight = job.dweight
     cdef Py_ssize_t c, segment
     cdef fp_state saved = fp_enter()
-    memset(job.dbias + c0, 0, (c1 - c0) * sizeof(double))
-    memset(job.dweight + c0, 0, (c1 - c0) * sizeof(double))
+    memset(dbias + c0, 0, (c1 - c0) * sizeof(double))
+    memset(dweight + c0, 0, (c1 - c0) * sizeof(double))
     for segment in range(job.plan.segments):
         s = job.partial[0] + segment * job.view.channels
         q = job.partial[1] + segment * job.view.channels
         for c in range(c0, c1):
-            job.dbias[c] += s[c]
+            dbias[c] += s[c]
         for c in range(c0, c1):
-            job.dweight[c] += q[c]
+            dweight[c] += q[c]
     for c in range(c0, c1):
-        job.dweight[c] += rest_of_mean(job, c) * job.dbias[c]
-        job.dweight[c] *= scaled_invstd(job, c)
-        if job.training:
-            gradient_coefficients(job, c)
-        else:
+        dweight[c] = (dweight[c] + rest_of_mean(job, c) * dbias[c]) * scaled_invstd(job, c)
+    if job.training:
+        gradient_coefficients(job, c0, c1)
+    else:
+        for c in range(c0, c1):
             frozen_coefficients(job, c)
     fp_leave(saved)

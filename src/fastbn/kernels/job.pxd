@@ -53,9 +53,10 @@ ctypedef struct Job:
     Operand x
     Operand dy
     Operand out
-    bint large                  # the tensor is too large for a core's own cache
+    size_t bytes                # of the tensor
     bint streaming              # `out` is too large for the cache
     bint training               # backward: gradient through the statistics
+    bint by_tile                # the next tile is read after this one is written
     double eps
     double momentum
     # float64 vectors of length view.channels. NULL: absent (weight 1, bias 0).

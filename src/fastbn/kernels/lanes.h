@@ -86,34 +86,46 @@ static inline void store_wide(double *p, wides v) { *(wides_in_memory *)p = v; }
 static inline lanes splat(real x) { return x - (lanes){0}; }
 static inline double as_double(elem x) { return (double)x; }
 
-/* The first n < WIDTH numbers; memory past them is neither read nor written. */
+/* The first n <= WIDTH numbers; memory past them is neither read nor written, and
+ * `fill` is what a load has in their place. */
 #if VECTOR_BYTES == 64 && !defined(FASTBN_FLOAT64)
-static inline lanes load_part(const elem *p, ptrdiff_t n)
-{ return (lanes)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+{ return (lanes)_mm512_mask_loadu_ps((__m512)fill, (__mmask16)((1u << n) - 1), p); }
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
 #elif VECTOR_BYTES == 64
-static inline lanes load_part(const elem *p, ptrdiff_t n)
-{ return (lanes)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p); }
+static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+{ return (lanes)_mm512_mask_loadu_pd((__m512d)fill, (__mmask8)((1u << n) - 1), p); }
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v); }
 #elif VECTOR_BYTES == 32 && !defined(FASTBN_FLOAT64)
 static inline __m256i part_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
-static inline lanes load_part(const elem *p, ptrdiff_t n)
-{ return (lanes)_mm256_maskload_ps(p, part_mask(n)); }
+static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+{
+    __m256i mask = part_mask(n);
+    return (lanes)_mm256_blendv_ps((__m256)fill, _mm256_maskload_ps(p, mask), (__m256)mask);
+}
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 { _mm256_maskstore_ps(p, part_mask(n), (__m256)v); }
 #elif VECTOR_BYTES == 32
 static inline __m256i part_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3)); }
-static inline lanes load_part(const elem *p, ptrdiff_t n)
-{ return (lanes)_mm256_maskload_pd(p, part_mask(n)); }
+static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+{
+    __m256i mask = part_mask(n);
+    return (lanes)_mm256_blendv_pd((__m256d)fill, _mm256_maskload_pd(p, mask), (__m256d)mask);
+}
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 { _mm256_maskstore_pd(p, part_mask(n), (__m256d)v); }
 #else
-static inline lanes load_part(const elem *p, ptrdiff_t n)
-{ lanes v = {0}; memcpy(&v, p, (size_t)n * sizeof(elem)); return v; }
+static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+{
+    if (n >= WIDTH)
+        return load(p);
+    memcpy(&fill, p, (size_t)n * sizeof(elem));
+    return fill;
+}
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 { memcpy(p, &v, (size_t)n * sizeof(elem)); }
 #endif
@@ -149,6 +161,35 @@ static inline void prefetch(const elem *p, ptrdiff_t ahead)
 /* How many elements from p to the next address a streaming store accepts. */
 static inline ptrdiff_t to_alignment(const elem *p)
 { return (ptrdiff_t)((0 - (uintptr_t)p / sizeof(elem)) % WIDTH); }
+
+/* ---- a + b, exactly so, but by the multiplier where it can add: sums keep the
+ * adders busy, and leave it idle ---- */
+
+#if VECTOR_BYTES == 64 && !defined(FASTBN_FLOAT64)
+static inline lanes plus(lanes a, lanes b)
+{ return (lanes)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(1), (__m512)b); }
+#elif VECTOR_BYTES == 64
+static inline lanes plus(lanes a, lanes b)
+{ return (lanes)_mm512_fmadd_pd((__m512d)a, _mm512_set1_pd(1), (__m512d)b); }
+#elif VECTOR_BYTES == 32 && defined(__FMA__) && !defined(FASTBN_FLOAT64)
+static inline lanes plus(lanes a, lanes b)
+{ return (lanes)_mm256_fmadd_ps((__m256)a, _mm256_set1_ps(1), (__m256)b); }
+#elif VECTOR_BYTES == 32 && defined(__FMA__)
+static inline lanes plus(lanes a, lanes b)
+{ return (lanes)_mm256_fmadd_pd((__m256d)a, _mm256_set1_pd(1), (__m256d)b); }
+#else
+static inline lanes plus(lanes a, lanes b) { return a + b; }
+#endif
+
+/* v, in a register: compilers like to read twice what has been read, since a load
+ * can be part of another instruction; but a load that crosses a line costs two. */
+#if defined(__AVX512F__)
+static inline lanes held(lanes v) { __asm__("" : "+v"(v)); return v; }
+#elif defined(__SSE2__)
+static inline lanes held(lanes v) { __asm__("" : "+x"(v)); return v; }
+#else
+static inline lanes held(lanes v) { return v; }
+#endif
 
 /* ---- conversions and selects ---- */
 

@@ -50,7 +50,7 @@ cdef extern from "lanes.h" nogil:
     double USUAL_SCALE
     lanes load(const elem* p)
     lanes load_real(const real* p)
-    lanes load_part(const elem* p, ptrdiff_t n)
+    lanes load_part(const elem* p, ptrdiff_t n, lanes fill)
     void store(elem* p, lanes v)
     void store_real(real* p, lanes v)
     void store_part(elem* p, lanes v, ptrdiff_t n)
@@ -59,6 +59,8 @@ cdef extern from "lanes.h" nogil:
     void prefetch(const elem* p, ptrdiff_t ahead)
     ptrdiff_t to_alignment(const elem* p)
     lanes splat(real x)
+    lanes plus(lanes a, lanes b)
+    lanes held(lanes v)
     double as_double(elem x)
     wides load_wide(const double* p)
     void store_wide(double* p, wides v)

@@ -9,7 +9,7 @@ cdef extern from "float.h" nogil:
 cdef enum:
     PROBES = 5      # the pivot is the median of so many elements of the block
     SPREAD = 4      # sums are trusted while sum (x - pivot)^2 <= SPREAD * M2 ...
-    SMALLEST_BLOCK = 32     # ... in blocks of more values than these
+    SMALLEST_BLOCK = 32     # blocks of no more values are summed in float64 at once
 
 cdef struct BlockMoments:
     double s[COLUMNS]
@@ -33,11 +33,11 @@ cdef inline lanes one_of_each(const elem* p, Py_ssize_t stride, Py_ssize_t n) no
     cdef elem scratch[WIDTH]
     cdef Py_ssize_t c
     if stride == 1:
-        return load(p) if n >= WIDTH else load_part(p, n)
+        return load(p) if n >= WIDTH else load_part(p, n, splat(0))
     n = minimum(WIDTH, n)
     for c in range(n):
         scratch[c] = p[c * stride]
-    return load_part(scratch, n)
+    return load_part(scratch, n, splat(0))
 
 
 cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t channel,
@@ -79,8 +79,7 @@ cdef inline double squares(double s, double q, double n) noexcept nogil:
 
 cdef inline bint trusted(double q, double m2, double n) noexcept nogil:
     # False too where q is NaN.
-    return ((n > SMALLEST_BLOCK) & (q >= n * SMALLEST_SQUARE) & (q <= SPREAD * m2)
-            & (q <= DBL_MAX))
+    return (q >= n * SMALLEST_SQUARE) & (q <= SPREAD * m2) & (q <= DBL_MAX)
 
 
 cdef inline void close_channels(Py_ssize_t c0, Py_ssize_t c1, double n,
@@ -91,13 +90,12 @@ cdef inline void close_channels(Py_ssize_t c0, Py_ssize_t c1, double n,
         m.m2[c] = squares(m.s[c], m.q[c], n)
 
 
-cdef void sum_again(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
-                    Py_ssize_t c1, double n, Columns* columns, BlockMoments* m) noexcept nogil:
-    # Channels [c0, c1) of a block in float64, around their first mean, if any.
+cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
+                   Py_ssize_t c1, double n, Columns* columns, BlockMoments* m) noexcept nogil:
+    # Channels [c0, c1) of a block in float64, around `start`.
     cdef WideColumns wide
     cdef Py_ssize_t c, j, width = columns_per_channel(job)
     for c in range(c0, c1):
-        m.start[c] = m.origin[c] + m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
         for j in range(width):
             wide.pivot[(c - c0) * width + j] = m.start[c]
     sum_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
@@ -105,12 +103,29 @@ cdef void sum_again(const Job* job, const Block* block, Py_ssize_t channel, Py_s
     close_channels(c0, c1, n, m)
 
 
+cdef void sum_again(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
+                    Py_ssize_t c1, double n, Columns* columns, BlockMoments* m) noexcept nogil:
+    # In float64 around the first mean, if there is one.
+    cdef Py_ssize_t c
+    for c in range(c0, c1):
+        m.start[c] = m.origin[c] + m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
+    sum_wide(job, block, channel, c0, c1, n, columns, m)
+
+
+cdef inline void sum_few(const Job* job, const Block* block, Py_ssize_t channel,
+                         Py_ssize_t channels, double n, Columns* columns,
+                         BlockMoments* m) noexcept nogil:
+    # Few values: around the origin. It is one of the channel's, so their squares are
+    # at most as many times the channel's M2 as there are values.
+    memcpy(m.start, m.origin, channels * sizeof(double))
+    sum_wide(job, block, channel, 0, channels, n, columns, m)
+
+
 cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t channel,
-                             Py_ssize_t channels, Columns* columns,
+                             Py_ssize_t channels, double n, Columns* columns,
                              BlockMoments* m) noexcept nogil:
     # Sums -> mean and M2; once more, in float64, where the sums are not trusted.
     cdef Py_ssize_t c, end
-    cdef double n = <double>block.runs * <double>block.length
     cdef int good = 1
     fold_channels(job, columns, channels, m.s, m.q)
     for c in range(channels):
@@ -173,10 +188,13 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
         n = <double>block.runs * <double>block.length
-        choose_pivots(job, &block, channel, channels, m)
-        spread_channels(job, columns.pivot, m.pivot, channels)
-        sum_block(job, &block, channel, channels, NULL, columns, False)
-        close_block(job, &block, channel, channels, columns, m)
+        if n <= SMALLEST_BLOCK:
+            sum_few(job, &block, channel, channels, n, columns, m)
+        else:
+            choose_pivots(job, &block, channel, channels, m)
+            spread_channels(job, columns.pivot, m.pivot, channels)
+            sum_block(job, &block, channel, channels, NULL, columns, False)
+            close_block(job, &block, channel, channels, n, columns, m)
         merge(channels, count, job.partial[0] + at, job.partial[1] + at, n, m.mean, m.m2)
         count += n
 
@@ -195,33 +213,40 @@ cdef void moments(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
 
 cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # The channels [c0, c1) of all segments, in the order of the segments.
-    cdef Py_ssize_t segment, at, c
-    cdef double count = 0.0, n, origin
+    cdef double origin[COLUMNS]
+    cdef double* mean = job.mean
+    cdef double* m2 = job.m2
+    cdef Py_ssize_t segment, at, i, c, some
+    cdef double count = 0.0, n
     cdef fp_state saved = fp_enter()
     for segment in range(job.plan.segments):
         at = segment * job.view.channels + c0
         n = <double>count_in_segment(job, segment)
-        merge(c1 - c0, count, job.mean + c0, job.m2 + c0,
-              n, job.partial[0] + at, job.partial[1] + at)
+        merge(c1 - c0, count, mean + c0, m2 + c0, n, job.partial[0] + at, job.partial[1] + at)
         count += n
-    for c in range(c0, c1):
-        load_origins(job, c, 1, &origin)
-        job.mean[c] += origin
-        if job.var != NULL:
-            job.var[c] = job.m2[c] / count
+    for i in range(steps(c1 - c0, COLUMNS)):
+        some = minimum(COLUMNS, c1 - c0 - i * COLUMNS)
+        load_origins(job, c0 + i * COLUMNS, some, origin)
+        for c in range(some):
+            mean[c0 + i * COLUMNS + c] += origin[c]
+    if job.var != NULL:
+        for c in range(c0, c1):
+            job.var[c] = m2[c] / count
     fp_leave(saved)
 
 
 cdef void update_running(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # The running variance is unbiased, as in the paper's algorithm 2.
+    cdef double* running_mean = job.running_mean
+    cdef double* running_var = job.running_var
+    cdef double new = job.momentum, old = 1.0 - job.momentum
+    cdef double freedom = <double>count_per_channel(job) - 1.0
     cdef Py_ssize_t c
-    cdef double count = <double>count_per_channel(job)
     cdef fp_state saved = fp_enter()
-    for c in range(c0, c1):
-        if job.running_mean != NULL:
-            job.running_mean[c] = ((1.0 - job.momentum) * job.running_mean[c]
-                                   + job.momentum * job.mean[c])
-        if job.running_var != NULL:
-            job.running_var[c] = ((1.0 - job.momentum) * job.running_var[c]
-                                  + job.momentum * (job.m2[c] / (count - 1.0)))
+    if running_mean != NULL:
+        for c in range(c0, c1):
+            running_mean[c] = old * running_mean[c] + new * job.mean[c]
+    if running_var != NULL:
+        for c in range(c0, c1):
+            running_var[c] = old * running_var[c] + new * (job.m2[c] / freedom)
     fp_leave(saved)

@@ -14,9 +14,13 @@ cdef enum:
     ROWS = 8               # terms of a tree
     SMALL_GROUP = 4         # the same in a channel of few values, where fewer trees
     FEW_VALUES = 512        # average their rounding errors out
-    # Speed only: groups that are summed before the next register of columns.
-    MOST_TOGETHER = 4
-    L1_ELEMENTS = 4096
+    WHOLE = -RUN_COLUMNS    # no part of a row is missing
+    # Speed only.
+    NEAR = 128              # elements from row to row
+    LARGE = 1 << 20         # bytes of a tensor from which near rows are prefetched,
+    VERY_LARGE = 4 << 20    # and others
+    ALIGNED_COLUMNS = 256
+    IN_L1 = 1024            # elements; a whole number of groups
 
 cdef struct Columns:
     # What the columns of a tile are read with, and their sums.
@@ -35,127 +39,79 @@ cdef struct Group:
     lanes scale
     lanes pivot
 
-
-cdef inline void sum1(const Group* g, Py_ssize_t row, bint gradient,
-                      lanes* s, lanes* q) noexcept nogil:
-    cdef lanes u, v
-    if gradient:
-        u = load(g.dy + row * g.dy_step)
-        v = load(g.x + row * g.x_step) * g.scale - g.pivot
-    else:
-        u = load(g.x + row * g.x_step) - g.pivot
-        v = u
-    s[0] = u
-    q[0] = u * v
-
-
-cdef inline void sum2(const Group* g, Py_ssize_t row, bint gradient,
-                      lanes* s, lanes* q) noexcept nogil:
-    cdef lanes s0, s1, q0, q1
-    sum1(g, row, gradient, &s0, &q0)
-    sum1(g, row + 1, gradient, &s1, &q1)
-    s[0] = s0 + s1
-    q[0] = q0 + q1
-
-
-cdef inline void sum4(const Group* g, Py_ssize_t row, bint gradient,
-                      lanes* s, lanes* q) noexcept nogil:
-    cdef lanes s0, s1, q0, q1
-    sum2(g, row, gradient, &s0, &q0)
-    sum2(g, row + 2, gradient, &s1, &q1)
-    s[0] = s0 + s1
-    q[0] = q0 + q1
-
-
-cdef inline void sum8(const Group* g, Py_ssize_t row, bint gradient,
-                      lanes* s, lanes* q) noexcept nogil:
-    cdef lanes s0, s1, q0, q1
-    sum4(g, row, gradient, &s0, &q0)
-    sum4(g, row + 4, gradient, &s1, &q1)
-    s[0] = s0 + s1
-    q[0] = q0 + q1
-
-
-cdef inline void deposit(double* sums, lanes v) noexcept nogil:
-    cdef int half
-    for half in range(HALVES):
-        store_wide(sums + half * WIDE, load_wide(sums + half * WIDE) + widen(v, half))
-
-
-cdef inline void sum_group(const Group* g, Py_ssize_t rows, bint gradient,
-                           double* s_sums, double* q_sums) noexcept nogil:
-    # A group with fewer rows than a whole one is a tree for each bit of `rows`.
-    cdef lanes s, q
-    cdef Py_ssize_t row = 0
-    if rows == ROWS:
-        sum8(g, 0, gradient, &s, &q)
-        deposit(s_sums, s)
-        deposit(q_sums, q)
-        return
-    if rows & 4:
-        sum4(g, row, gradient, &s, &q)
-        deposit(s_sums, s)
-        deposit(q_sums, q)
-        row += 4
-    if rows & 2:
-        sum2(g, row, gradient, &s, &q)
-        deposit(s_sums, s)
-        deposit(q_sums, q)
-        row += 2
-    if rows & 1:
-        sum1(g, row, gradient, &s, &q)
-        deposit(s_sums, s)
-        deposit(q_sums, q)
-
-
-cdef inline void gather(const Matrix* m, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column,
-                        lanes fill, elem* scratch) noexcept nogil:
-    # Rows of one register, WIDTH apart: for rows without a common step, and for
-    # the last columns, past which nothing may be read but `fill`.
-    cdef Py_ssize_t r, n = minimum(WIDTH, m.columns - column)
-    cdef const elem* p
-    for r in range(rows):
-        p = row_at(m, row + r) + column
-        if n == WIDTH:
-            store(scratch + r * WIDTH, load(p))
-        else:
-            store(scratch + r * WIDTH, fill)
-            store_part(scratch + r * WIDTH, load_part(p, n), n)
-
-
-cdef struct Pace:
-    Py_ssize_t group        # rows of a tree
-    Py_ssize_t together     # groups of a register of columns that are summed in one go
-    ptrdiff_t ahead         # groups to prefetch ahead; 0: none
-
-
-cdef inline Pace pace_of(const Job* job, Py_ssize_t columns) noexcept nogil:
-    # For matrices of so many columns. As many groups together as stay in L1. A group
-    # of a long run is 512 bytes, one of rows is as long as eight of them;
-    # docs/performance.md has the figures.
-    cdef Pace pace
-    pace.group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
-    pace.together = maximum(
-        1, minimum(MOST_TOGETHER, L1_ELEMENTS // (pace.group * columns)))
-    pace.ahead = 0
-    if job.large and pace.group == ROWS:
-        pace.ahead = maximum(pace.together, 16 if job.plan.long_runs else 4)
-    return pace
-
-
-cdef inline void prefetch_group(const Group* g, ptrdiff_t groups,
-                                bint gradient) noexcept nogil:
-    cdef Py_ssize_t row
-    for row in range(ROWS):
-        prefetch(g.x + row * g.x_step, groups * ROWS * g.x_step)
-        if gradient:
-            prefetch(g.dy + row * g.dy_step, groups * ROWS * g.dy_step)
-
+cdef struct Pair:
+    lanes s
+    lanes q
 
 cdef struct Sums:
     # The float64 sums of one register of columns.
     wides s[HALVES]
     wides q[HALVES]
+
+
+cdef inline Pair term(const Group* g, Py_ssize_t row, Py_ssize_t left,
+                      bint gradient) noexcept nogil:
+    # WHOLE, or the last row of a run: `left` elements from row 0 on are the run's,
+    # and columns past them get terms of 0.
+    cdef Pair t
+    cdef lanes d
+    cdef const elem* x = g.x + row * g.x_step
+    cdef const elem* dy = g.dy + row * g.dy_step
+    cdef Py_ssize_t n = maximum(0, minimum(WIDTH, left - row * RUN_COLUMNS))
+    if gradient:
+        t.s = held(load(dy)) if left == WHOLE else load_part(dy, n, splat(0))
+        d = (load(x) if left == WHOLE else load_part(x, n, splat(0))) * g.scale - g.pivot
+    else:
+        t.s = (load(x) if left == WHOLE else load_part(x, n, g.pivot)) - g.pivot
+        d = t.s
+    t.q = t.s * d
+    return t
+
+
+cdef inline Pair both(Pair a, Pair b) noexcept nogil:
+    cdef Pair t
+    t.s = a.s + b.s
+    t.q = plus(a.q, b.q)
+    return t
+
+
+cdef inline Pair tree2(const Group* g, Py_ssize_t row, Py_ssize_t left,
+                       bint gradient) noexcept nogil:
+    return both(term(g, row, left, gradient), term(g, row + 1, left, gradient))
+
+
+cdef inline Pair tree4(const Group* g, Py_ssize_t row, Py_ssize_t left,
+                       bint gradient) noexcept nogil:
+    return both(tree2(g, row, left, gradient), tree2(g, row + 2, left, gradient))
+
+
+cdef inline Pair tree8(const Group* g, Py_ssize_t left, bint gradient) noexcept nogil:
+    return both(tree4(g, 0, WHOLE, gradient), tree4(g, 4, left, gradient))
+
+
+cdef inline void deposit(Sums* sums, Pair t) noexcept nogil:
+    cdef int half
+    for half in range(HALVES):
+        sums.s[half] = sums.s[half] + widen(t.s, half)
+        sums.q[half] = sums.q[half] + widen(t.q, half)
+
+
+cdef inline Pair last_tree(const Group* g, Py_ssize_t rows, Py_ssize_t left,
+                           bint gradient) noexcept nogil:
+    # Up to ROWS rows: a tree for each bit of their number, no deeper than a whole one.
+    # If there is a part of a row, it is in the last of them.
+    cdef Pair t
+    if rows == ROWS:
+        return tree8(g, left, gradient)
+    if rows & 3 == 3:
+        t = both(tree2(g, rows & 4, WHOLE, gradient), term(g, rows & 6, left, gradient))
+    elif rows & 2:
+        t = tree2(g, rows & 4, left, gradient)
+    elif rows & 1:
+        t = term(g, rows & 4, left, gradient)
+    else:
+        return tree4(g, 0, left, gradient)
+    return both(tree4(g, 0, WHOLE, gradient), t) if rows & 4 else t
 
 
 cdef inline void load_sums(const Columns* columns, Py_ssize_t at, Sums* sums) noexcept nogil:
@@ -172,50 +128,110 @@ cdef inline void store_sums(const Sums* sums, Py_ssize_t at, Columns* columns) n
         store_wide(columns.q + at + half * WIDE, sums.q[half])
 
 
+cdef inline void gather(const Matrix* m, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column,
+                        lanes fill, elem* scratch) noexcept nogil:
+    # Rows of one register, WIDTH apart: for rows without a common step, and for
+    # the last columns, past which nothing may be read but `fill`.
+    cdef Py_ssize_t r, n = minimum(WIDTH, m.columns - column)
+    for r in range(rows):
+        store(scratch + r * WIDTH, load_part(row_at(m, row + r) + column, n, fill))
+
+
+cdef struct Pace:
+    Py_ssize_t group        # rows of a tree
+    Py_ssize_t together     # groups of a register of columns that are summed in one go
+    ptrdiff_t ahead         # groups to prefetch ahead; 0: none
+
+
+cdef inline Pace pace_of(const Job* job, Py_ssize_t step, bint gradient) noexcept nogil:
+    # For rows so far apart. Far ones share a few sets of the cache, and what a
+    # register leaves of a line is to be read before it is evicted; aligned registers
+    # leave nothing. docs/performance.md has the figures.
+    cdef Pace pace
+    cdef bint near = step <= NEAR
+    cdef bint alike = (2 * WIDTH >= LINE and to_alignment(<elem*>job.x.data)
+                       == to_alignment(<elem*>job.dy.data))
+    pace.group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
+    pace.together = 4 if near else 2
+    if gradient and not near and (not alike or job.bytes >= <size_t>VERY_LARGE):
+        pace.together = 1
+    pace.ahead = 0
+    if pace.group == ROWS and job.bytes >= <size_t>(
+            LARGE if near and not job.plan.long_runs else VERY_LARGE):
+        pace.ahead = 16 if job.plan.long_runs else 4
+    return pace
+
+
+cdef inline void prefetch_group(const Group* g, ptrdiff_t groups,
+                                bint gradient) noexcept nogil:
+    cdef Py_ssize_t row
+    for row in range(ROWS):
+        prefetch(g.x + row * g.x_step, groups * ROWS * g.x_step)
+        if gradient:
+            prefetch(g.dy + row * g.dy_step, groups * ROWS * g.dy_step)
+
+
+cdef inline void sum_groups(Group* g, Py_ssize_t groups, ptrdiff_t ahead, bint small,
+                            bint gradient, Sums* sums) noexcept nogil:
+    # Whole groups, one below the other; g is then past them.
+    cdef Py_ssize_t i, rows = SMALL_GROUP if small else ROWS
+    for i in range(groups):
+        if ahead:
+            prefetch_group(g, ahead, gradient)
+        if small:
+            deposit(sums, tree4(g, 0, WHOLE, gradient))
+        else:
+            deposit(sums, tree8(g, WHOLE, gradient))
+        g.x += rows * g.x_step
+        g.dy += rows * g.dy_step
+
+
 cdef inline void sum_register(const Matrix* x, const Matrix* dy, const Columns* columns,
                               Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups, Py_ssize_t j,
                               ptrdiff_t ahead, bint small, bint gradient,
                               Sums* sums) noexcept nogil:
     # Whole groups of one register of columns, from column j on.
-    cdef Py_ssize_t i, half, rows = SMALL_GROUP if small else ROWS
-    cdef lanes s, q
     cdef Group g
     g.x, g.x_step = row_at(x, row) + j, x.step
     g.dy, g.dy_step = row_at(dy, row) + j, dy.step
     g.pivot = load_real(columns.pivot + first + j)
     if gradient:
         g.scale = load_real(columns.scale + first + j)
-    for i in range(groups):
-        if ahead and j % LINE == 0:
-            prefetch_group(&g, ahead, gradient)
-        if small:
-            sum4(&g, 0, gradient, &s, &q)
-        else:
-            sum8(&g, 0, gradient, &s, &q)
-        for half in range(HALVES):
-            sums.s[half] = sums.s[half] + widen(s, half)
-            sums.q[half] = sums.q[half] + widen(q, half)
-        g.x += rows * g.x_step
-        g.dy += rows * g.dy_step
+    sum_groups(&g, groups, ahead if j % LINE < WIDTH else 0, small, gradient, sums)
+
+
+cdef inline Py_ssize_t to_first_line(const Matrix* m, Py_ssize_t row) noexcept nogil:
+    # Where all rows lie alike, registers after the first begin where a line of the
+    # cache does: each line is read once, and need not stay in a cache whose sets the
+    # rows may crowd. Not where a register more costs more than that.
+    if m.step % LINE or m.columns < ALIGNED_COLUMNS:
+        return 0
+    return to_alignment(row_at(m, row))
 
 
 cdef inline void sum_whole_groups(const Matrix* x, const Matrix* dy, Columns* columns,
                                   Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups,
                                   ptrdiff_t ahead, bint small, bint gradient) noexcept nogil:
     # Groups without a jump, of at least one register of columns: the sums stay in
-    # registers. A last register may overlap the one before; it starts from the same
-    # sums, and so arrives at the same ones.
-    cdef Py_ssize_t k, j, last = x.columns - WIDTH
-    cdef Sums sums, last_sums
+    # registers. The first and the last register may overlap their neighbours; they
+    # start from the same sums, and so arrive at the same ones.
+    cdef Py_ssize_t j, start = to_first_line(x, row), last = x.columns - WIDTH
+    cdef Sums sums, first_sums, last_sums
+    load_sums(columns, first, &first_sums)
     load_sums(columns, first + last, &last_sums)
-    for k in range(x.columns // WIDTH):
-        j = k * WIDTH
+    if start:
+        sum_register(x, dy, columns, first, row, groups, 0, ahead, small, gradient, &first_sums)
+    j = start
+    while j <= last:
         load_sums(columns, first + j, &sums)
         sum_register(x, dy, columns, first, row, groups, j, ahead, small, gradient, &sums)
         store_sums(&sums, first + j, columns)
-    if x.columns % WIDTH:
+        j += WIDTH
+    if j < x.columns:
         sum_register(x, dy, columns, first, row, groups, last, ahead, small, gradient, &last_sums)
         store_sums(&last_sums, first + last, columns)
+    if start:
+        store_sums(&first_sums, first, columns)
 
 
 cdef inline void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* columns,
@@ -226,6 +242,7 @@ cdef inline void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* colum
     cdef elem x_scratch[ROWS * WIDTH]
     cdef elem dy_scratch[ROWS * WIDTH]
     cdef Group g
+    cdef Sums sums
     cdef Py_ssize_t k, j
     cdef bint apart = jumps(x, row, rows) or (gradient and jumps(dy, row, rows))
     for k in range(steps(x.columns, WIDTH)):
@@ -247,7 +264,9 @@ cdef inline void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* colum
             if gradient:
                 g.dy = row_at(dy, row) + j
                 g.dy_step = dy.step
-        sum_group(&g, rows, gradient, columns.s + first + j, columns.q + first + j)
+        load_sums(columns, first + j, &sums)
+        deposit(&sums, last_tree(&g, rows, WHOLE, gradient))
+        store_sums(&sums, first + j, columns)
 
 
 cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
@@ -269,6 +288,42 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
         for i in range(groups, steps(rows, group)):
             sum_odd_group(x, dy, columns, first, row + i * group,
                           minimum(group, rows - i * group), gradient)
+
+
+cdef inline void sum_stretch(const elem* x, const elem* dy, Py_ssize_t n, Columns* columns,
+                             Py_ssize_t first, ptrdiff_t ahead, bint small,
+                             bint gradient) noexcept nogil:
+    # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part.
+    cdef Py_ssize_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
+    cdef Py_ssize_t k, j, groups = n // size, left = n % size
+    cdef Group g
+    cdef Sums sums
+    g.x_step = RUN_COLUMNS
+    g.dy_step = RUN_COLUMNS
+    for k in range(RUN_COLUMNS // WIDTH):
+        j = k * WIDTH
+        g.x = x + j
+        g.dy = dy + j
+        g.pivot = load_real(columns.pivot + first)
+        if gradient:
+            g.scale = load_real(columns.scale + first)
+        load_sums(columns, first + j, &sums)
+        sum_groups(&g, groups, ahead if j % LINE == 0 else 0, small, gradient, &sums)
+        if left:
+            deposit(&sums, last_tree(&g, steps(left, RUN_COLUMNS), left - j, gradient))
+        store_sums(&sums, first + j, columns)
+
+
+cdef inline void sum_run(const elem* x, const elem* dy, Py_ssize_t length, Columns* columns,
+                         Py_ssize_t first, const Pace* pace, bint gradient) noexcept nogil:
+    cdef Py_ssize_t i, n
+    for i in range(steps(length, IN_L1)):
+        n = minimum(IN_L1, length - i * IN_L1)
+        if pace.group == ROWS:
+            sum_stretch(x + i * IN_L1, dy + i * IN_L1, n, columns, first, pace.ahead, False,
+                        gradient)
+        else:
+            sum_stretch(x + i * IN_L1, dy + i * IN_L1, n, columns, first, 0, True, gradient)
 
 
 # The same sums in float64, for blocks where `real` will not do.
@@ -354,7 +409,7 @@ cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns
     cdef elem x_scratch[ROWS * PIXELS * PIXELS]
     cdef elem dy_scratch[ROWS * PIXELS * PIXELS]
     cdef elem* dy = x_scratch
-    cdef Pace pace = pace_of(job, PIXELS * job.view.channels)
+    cdef Pace pace = pace_of(job, PIXELS * job.view.channels, gradient)
     cdef Py_ssize_t i, run, runs
     if gapless_runs(job, &job.x) and gapless_runs(job, other):
         sum_with_remainder(
@@ -387,9 +442,14 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
     memset(columns.s, 0, channels * width * job.plan.pixels * sizeof(double))
     memset(columns.q, 0, channels * width * job.plan.pixels * sizeof(double))
     if job.plan.long_runs:
-        pace = pace_of(job, RUN_COLUMNS)
+        pace = pace_of(job, RUN_COLUMNS, gradient)
         for run in range(block.run, block.run + block.runs):
             for c in range(channels):
+                if wide == NULL:
+                    sum_run(element(job, &job.x, channel + c, run, block.offset),
+                            element(job, other, channel + c, run, block.offset),
+                            block.length, columns, c * width, &pace, gradient)
+                    continue
                 x = long_matrix(job, &job.x, block, channel + c, run)
                 dy = long_matrix(job, other, block, channel + c, run)
                 sum_with_remainder(x, dy, block.length, wide, columns, c * width, &pace, gradient)
@@ -398,7 +458,7 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
         sum_pixels(job, block, columns, gradient)
         return
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, other, channels))
-    pace = pace_of(job, together * width)
+    pace = pace_of(job, job.x.middle, gradient)
     for i in range(channels // together):
         c = i * together
         x = short_matrix(job, &job.x, block, channel + c, together)
@@ -426,15 +486,17 @@ cdef inline void spread(real* columns, const real* values, Py_ssize_t channels,
     # Repeats each channel's value over its columns, and the columns once more
     # from the start for registers that reach past `period`. A store may reach
     # past its channel, never past the padding; the next channel overwrites it.
-    cdef Py_ssize_t c, j, n = channels * width
+    cdef Py_ssize_t c, j, n, filled = channels * width
     if width == 1:
         memcpy(columns, values, channels * sizeof(real))
     else:
         for c in range(channels):
             for j in range(steps(width, WIDTH)):
                 store_real(columns + c * width + j * WIDTH, splat(values[c]))
-    for j in range(n, period + PADDING):
-        columns[j] = columns[j - n]
+    while filled < period + PADDING:
+        n = minimum(filled, period + PADDING - filled)
+        memcpy(columns + filled, columns, n * sizeof(real))
+        filled += n
 
 
 cdef inline void spread_channels(const Job* job, real* columns, const real* values,

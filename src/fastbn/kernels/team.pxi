@@ -138,8 +138,7 @@ cdef bint asked_to_stop(const Job* job, double* asked) noexcept nogil:
 cdef int run(const Sweep* sweep, Piece piece, Py_ssize_t pieces) noexcept nogil:
     # In stretches of bounded work: between two of them the caller may stop the job.
     cdef Job* job = sweep.job
-    cdef Py_ssize_t bytes = elements(job) * sweep.leaves.elem_size
-    cdef Py_ssize_t stretches = minimum(pieces, ceil_div(bytes, STRETCH))
+    cdef Py_ssize_t stretches = minimum(pieces, ceil_div(job.bytes, STRETCH))
     cdef Py_ssize_t stretch, i, start, stop = 0
     cdef Share* shares = NULL
     cdef double asked = team_clock()

@@ -9,6 +9,9 @@
 # May not sum. An element is read before it is written, and written once, so
 # `out` may be `x` or `dy` itself.
 
+cdef enum:
+    CYCLE = 4       # so many registers of columns can have their coefficients in registers
+
 cdef struct Palette:
     # The coefficients of a tile's columns, once around and WIDTH further.
     lanes aligned               # unused: the rows begin where a register may
@@ -20,11 +23,20 @@ cdef struct Pen:
     lanes scale, pivot, gain, shift, slope
 
 
+cdef inline Py_ssize_t period_of(Py_ssize_t columns) noexcept nogil:
+    # A whole number of registers, if CYCLE or one less will do.
+    if CYCLE * WIDTH % columns == 0:
+        return CYCLE * WIDTH
+    if (CYCLE - 1) * WIDTH % columns == 0:
+        return (CYCLE - 1) * WIDTH
+    return columns * steps(WIDTH, columns)
+
+
 cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
                               Py_ssize_t width, bint gradient, Palette* palette) noexcept nogil:
     cdef Py_ssize_t n = channels * width
     cdef int which
-    palette.period = n if n >= WIDTH else n * ((WIDTH + n - 1) // n)
+    palette.period = period_of(n)
     for which in range(COEFFICIENTS):
         if which == SLOPE and not gradient:
             continue
@@ -76,10 +88,32 @@ cdef inline lanes value(const Pen* pen, const elem* x, const elem* dy, bint grad
 
 cdef inline void write_part(const elem* x, const elem* dy, elem* out, Py_ssize_t n,
                             const Pen* pen, bint gradient, bint scaled) noexcept nogil:
+    cdef lanes some_x = load_part(x, n, splat(0))
     if gradient:
-        store_part(out, backward(pen, load_part(x, n), load_part(dy, n), scaled), n)
+        store_part(out, backward(pen, some_x, load_part(dy, n, splat(0)), scaled), n)
     else:
-        store_part(out, forward(pen, load_part(x, n), scaled), n)
+        store_part(out, forward(pen, some_x, scaled), n)
+
+
+cdef inline Py_ssize_t write_cycles(const elem* x, const elem* dy, elem* out, Py_ssize_t n,
+                                    const Palette* palette, Py_ssize_t column, int registers,
+                                    bint gradient, bint scaled, bint streaming) noexcept nogil:
+    # What write_run does, for a palette of so many registers: none of it is loaded
+    # again. (Loads may have to wait for stores at the same place of another page.)
+    # Returns how many elements are done.
+    cdef Pen pens[CYCLE]
+    cdef Py_ssize_t i, j
+    cdef int k
+    for k in range(registers):
+        pens[k] = pen_at(palette, (column + k * WIDTH) % palette.period, gradient)
+    for i in range(n // (registers * WIDTH)):
+        for k in range(registers):
+            j = (i * registers + k) * WIDTH
+            if streaming:
+                stream(out + j, value(&pens[k], x + j, dy + j, gradient, scaled))
+            else:
+                store(out + j, value(&pens[k], x + j, dy + j, gradient, scaled))
+    return n // (registers * WIDTH) * registers * WIDTH
 
 
 cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t n, Pen pen,
@@ -94,6 +128,12 @@ cdef inline void write_run(const elem* x, const elem* dy, elem* out, Py_ssize_t 
             write_part(x, dy, out, i, &pen, gradient, scaled)
             if palette != NULL:
                 column = i % palette.period
+    if palette != NULL and palette.period == CYCLE * WIDTH:
+        i += write_cycles(x + i, dy + i, out + i, n - i, palette, column, CYCLE,
+                          gradient, scaled, streaming)
+    elif palette != NULL and palette.period == (CYCLE - 1) * WIDTH:
+        i += write_cycles(x + i, dy + i, out + i, n - i, palette, column, CYCLE - 1,
+                          gradient, scaled, streaming)
     while i + WIDTH <= n:
         if palette != NULL:
             pen = pen_at(palette, column, gradient)
@@ -157,10 +197,12 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
     cdef Py_ssize_t row
     if gradient:
         dy = short_matrix(job, &job.dy, block, channel, channels)
+    cdef bint one_run = gapless(&x) and gapless(&dy) and gapless(&out)
     # Rows a multiple of a page apart share a set of the cache: one at a time.
-    if not streaming and x.columns >= WIDTH and out.step % PAGE != 0:
+    if (not streaming and x.columns >= WIDTH and out.step % PAGE != 0
+            and not (one_run and palette.period <= CYCLE * WIDTH)):
         write_rows(&x, &dy, &out, palette, gradient, scaled)
-    elif gapless(&x) and gapless(&dy) and gapless(&out):
+    elif one_run:
         write_run(x.data, dy.data, out.data, x.rows * x.columns, pen_at(palette, 0, gradient),
                   palette, gradient, scaled, streaming)
     else:
@@ -206,11 +248,74 @@ cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_s
             write_short(job, &block, channel + c, together, &palette, gradient, scaled, streaming)
 
 
-cdef inline bint any_scaled(const Job* job, Py_ssize_t tile) noexcept nogil:
-    cdef const real* scale = coefficient(job, SCALE) + first_channel(job, tile)
+cdef inline void stream_seam(const elem* x, const elem* dy, elem* out, Py_ssize_t n,
+                             const Pen* pen, const Pen* next,
+                             bint gradient) noexcept nogil:
+    # One register: n elements with `pen`, the others with the next channel's.
+    cdef elem both[WIDTH]
+    store(both, value(next, x, dy, gradient, False))
+    store_part(both, value(pen, x, dy, gradient, False), n)
+    stream(out, load(both))
+
+
+cdef inline void stream_slab(const Job* job, const elem* x, const elem* dy, elem* out,
+                             Py_ssize_t length, Py_ssize_t channel, Py_ssize_t channels,
+                             bint gradient) noexcept nogil:
+    # The runs of neighbouring channels, which lie side by side: as one run, since a
+    # line that is not written as a whole has to be read. While memory is written, it
+    # can read what is needed next.
+    cdef ptrdiff_t ahead = channels * job.view.inner if job.by_tile else 0
+    cdef Py_ssize_t c, end, i = to_alignment(out)
+    cdef Pen pen, next = pen_of(job, channel, gradient)
+    write_part(x, dy, out, i, &next, gradient, False)
+    for c in range(1, channels + 1):
+        end = c * length
+        pen = next
+        while i + WIDTH <= end:
+            if ahead:
+                prefetch(x + i, ahead)
+                if gradient:
+                    prefetch(dy + i, ahead)
+            stream(out + i, value(&pen, x + i, dy + i, gradient, False))
+            i += WIDTH
+        if c == channels:
+            write_part(x + i, dy + i, out + i, end - i, &pen, gradient, False)
+            return
+        next = pen_of(job, channel + c, gradient)
+        if i < end:
+            stream_seam(x + i, dy + i, out + i, end - i, &pen, &next, gradient)
+            i += WIDTH
+
+
+cdef inline bint can_stream_slabs(const Job* job, Py_ssize_t channels,
+                                  bint gradient) noexcept nogil:
+    # Do runs of these channels lie side by side, long enough for what a seam costs?
+    return (job.plan.long_runs and (channels == 1 or job.plan.parts == 1)
+            and job.x.channel == job.view.inner and job.out.channel == job.view.inner
+            and (not gradient or job.dy.channel == job.view.inner))
+
+
+cdef inline void stream_slabs(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                              Py_ssize_t b0, Py_ssize_t b1, bint gradient) noexcept nogil:
+    cdef Py_ssize_t b, run
+    cdef Block block
+    cdef elem* x
+    cdef elem* dy
+    for b in range(b0, b1):
+        block = block_at(job, b)
+        for run in range(block.run, block.run + block.runs):
+            x = element(job, &job.x, channel, run, block.offset)
+            dy = element(job, &job.dy, channel, run, block.offset) if gradient else x
+            stream_slab(job, x, dy, element(job, &job.out, channel, run, block.offset),
+                        block.length, channel, channels, gradient)
+
+
+cdef inline bint any_scaled(const Job* job, Py_ssize_t channel,
+                            Py_ssize_t channels) noexcept nogil:
+    cdef const real* scale = coefficient(job, SCALE)
     cdef Py_ssize_t c
     cdef long scaled = 0
-    for c in range(count_channels(job, tile)):
+    for c in range(channel, channel + channels):
         scaled += scale[c] != 1.0
     return scaled != 0
 
@@ -218,10 +323,16 @@ cdef inline bint any_scaled(const Job* job, Py_ssize_t tile) noexcept nogil:
 cdef inline void write_tiles(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
                              Py_ssize_t b1, bint gradient) noexcept nogil:
     # The flags are constants below: each of these calls becomes loops of its own.
+    cdef Py_ssize_t channel = first_channel(job, t0)
+    cdef Py_ssize_t channels = minimum(first_channel(job, t1), job.view.channels) - channel
     cdef Py_ssize_t tile
+    cdef bint scaled = any_scaled(job, channel, channels)
     cdef fp_state saved = fp_enter()
+    if job.streaming and not scaled and can_stream_slabs(job, channels, gradient):
+        stream_slabs(job, channel, channels, b0, b1, gradient)
+        t1 = t0
     for tile in range(t0, t1):
-        if any_scaled(job, tile):
+        if scaled:
             write_tile(job, tile, b0, b1, gradient, True, False)
         elif job.streaming:
             write_tile(job, tile, b0, b1, gradient, False, True)
