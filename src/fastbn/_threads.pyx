@@ -34,7 +34,7 @@ cdef extern from "_threads.h":
 
 cdef enum:
     LARGEST_TEAM = 1024
-    PARALLEL_FROM = 1 << 20     # bytes of work
+    PARALLEL_FROM = 700 << 10   # bytes of work
     LONGEST_REST = 256          # calls
 
 cdef Py_ssize_t parallel_from = PARALLEL_FROM   # below 0: every call is
@@ -128,8 +128,8 @@ def set_num_threads(n):
     -----
     Results do not depend on the number of threads: not in a single bit.
 
-    Some calls run on one thread whatever the number: those on less than 1 MB (1 KB
-    more for each channel), those in a child of ``fork``, and a few after a call for
+    Some calls run on one thread whatever the number: those on less than 700 KB (768
+    bytes more for each channel), those in a child of ``fork``, and a few after a call for
     which the other threads came too late. A number that the system cannot provide ends
     the process; that is OpenMP's way.
 

@@ -183,7 +183,7 @@ cdef void infer_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
 
 cdef int inference(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status = prepare(leaves, job, 2)
-    if status == 0 and job.plan.blocks == 1:
+    if status == 0 and job.plan.blocks == 1 and job.view.inner == 1:
         status = sweep_tiles(leaves, job, infer_tile)
     elif status == 0:
         leaves.coefficients(job, 0, job.view.channels)

@@ -45,8 +45,13 @@ cdef inline Py_ssize_t first_channel(const Job* job, Py_ssize_t tile) noexcept n
     return tile * job.plan.tile_channels
 
 
+cdef inline Py_ssize_t channels_of_tiles(const Job* job, Py_ssize_t t0,
+                                         Py_ssize_t t1) noexcept nogil:
+    return minimum(first_channel(job, t1), job.view.channels) - first_channel(job, t0)
+
+
 cdef inline Py_ssize_t count_channels(const Job* job, Py_ssize_t tile) noexcept nogil:
-    return minimum(job.plan.tile_channels, job.view.channels - first_channel(job, tile))
+    return channels_of_tiles(job, tile, tile + 1)
 
 
 cdef inline Py_ssize_t count_per_channel(const Job* job) noexcept nogil:

@@ -10,7 +10,8 @@
 # `out` may be `x` or `dy` itself.
 
 cdef enum:
-    CYCLE = 4       # so many registers of columns can have their coefficients in registers
+    CYCLE = 4           # so many registers of columns can have their coefficients in registers
+    LONG_ENOUGH = 32    # runs that can be written one by one
 
 cdef struct Palette:
     # The coefficients of a tile's columns, once around and WIDTH further.
@@ -184,6 +185,11 @@ cdef inline void write_rows(const Matrix* x, const Matrix* dy, const Matrix* out
                   pen_at(palette, 0, gradient), palette, gradient, scaled, False)
 
 
+cdef inline bint crowded(const Operand* operand) noexcept nogil:
+    # Rows a multiple of a page apart share a set of the cache: one at a time.
+    return operand.middle % PAGE == 0
+
+
 cdef inline bint gapless(const Matrix* m) noexcept nogil:
     return m.jump == 0 and m.step == m.columns
 
@@ -198,8 +204,7 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
     if gradient:
         dy = short_matrix(job, &job.dy, block, channel, channels)
     cdef bint one_run = gapless(&x) and gapless(&dy) and gapless(&out)
-    # Rows a multiple of a page apart share a set of the cache: one at a time.
-    if (not streaming and x.columns >= WIDTH and out.step % PAGE != 0
+    if (not streaming and x.columns >= WIDTH and not crowded(&job.out)
             and not (one_run and palette.period <= CYCLE * WIDTH)):
         write_rows(&x, &dy, &out, palette, gradient, scaled)
     elif one_run:
@@ -211,32 +216,14 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
                       pen_at(palette, 0, gradient), palette, gradient, scaled, streaming)
 
 
-cdef inline void write_long(const Job* job, const Block* block, Py_ssize_t channel,
-                            Py_ssize_t channels, bint gradient, bint scaled,
-                            bint streaming) noexcept nogil:
-    cdef Py_ssize_t run, c
-    cdef elem* x
-    cdef elem* dy
-    for run in range(block.run, block.run + block.runs):
-        for c in range(channel, channel + channels):
-            x = element(job, &job.x, c, run, block.offset)
-            dy = element(job, &job.dy, c, run, block.offset) if gradient else x
-            write_run(x, dy, element(job, &job.out, c, run, block.offset), block.length,
-                      pen_of(job, c, gradient), NULL, gradient, scaled, streaming)
-
-
 cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_ssize_t b1,
                             bint gradient, bint scaled, bint streaming) noexcept nogil:
+    # Of rows, or of planes with short runs.
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
     cdef Py_ssize_t i, c, b, together
     cdef Palette palette
     cdef Block block
-    if job.plan.long_runs:
-        for b in range(b0, b1):
-            block = block_at(job, b)
-            write_long(job, &block, channel, channels, gradient, scaled, streaming)
-        return
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, &job.out, channels))
     if gradient:
         together = minimum(together, neighbours(job, &job.dy, channels))
@@ -295,21 +282,6 @@ cdef inline bint can_stream_slabs(const Job* job, Py_ssize_t channels,
             and (not gradient or job.dy.channel == job.view.inner))
 
 
-cdef inline void stream_slabs(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
-                              Py_ssize_t b0, Py_ssize_t b1, bint gradient) noexcept nogil:
-    cdef Py_ssize_t b, run
-    cdef Block block
-    cdef elem* x
-    cdef elem* dy
-    for b in range(b0, b1):
-        block = block_at(job, b)
-        for run in range(block.run, block.run + block.runs):
-            x = element(job, &job.x, channel, run, block.offset)
-            dy = element(job, &job.dy, channel, run, block.offset) if gradient else x
-            stream_slab(job, x, dy, element(job, &job.out, channel, run, block.offset),
-                        block.length, channel, channels, gradient)
-
-
 cdef inline bint any_scaled(const Job* job, Py_ssize_t channel,
                             Py_ssize_t channels) noexcept nogil:
     cdef const real* scale = coefficient(job, SCALE)
@@ -320,26 +292,54 @@ cdef inline bint any_scaled(const Job* job, Py_ssize_t channel,
     return scaled != 0
 
 
+cdef inline void write_long(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                            Py_ssize_t b0, Py_ssize_t b1, bint gradient, bint scaled,
+                            bint streaming) noexcept nogil:
+    # Image by image, since that is how they lie in memory.
+    cdef bint slabs = streaming and can_stream_slabs(job, channels, gradient)
+    cdef Py_ssize_t b, run, c, some = channels if slabs else 1
+    cdef Block block
+    cdef elem* x
+    cdef elem* dy
+    cdef elem* out
+    for b in range(b0, b1):
+        block = block_at(job, b)
+        for run in range(block.run, block.run + block.runs):
+            for c in range(channel, channel + channels // some):
+                x = element(job, &job.x, c, run, block.offset)
+                dy = element(job, &job.dy, c, run, block.offset) if gradient else x
+                out = element(job, &job.out, c, run, block.offset)
+                if slabs:
+                    stream_slab(job, x, dy, out, block.length, channel, channels, gradient)
+                else:
+                    write_run(x, dy, out, block.length, pen_of(job, c, gradient), NULL,
+                              gradient, scaled, streaming)
+
+
+cdef inline void write_tiles_as(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
+                                Py_ssize_t b1, bint gradient, bint scaled,
+                                bint streaming) noexcept nogil:
+    cdef Py_ssize_t tile
+    if job.plan.long_runs or (t1 - t0 > 1 and job.view.inner >= LONG_ENOUGH
+                              and crowded(&job.out)):
+        write_long(job, first_channel(job, t0), channels_of_tiles(job, t0, t1), b0, b1, gradient,
+                   scaled, streaming)
+        return
+    for tile in range(t0, t1):
+        write_tile(job, tile, b0, b1, gradient, scaled, streaming)
+
+
 cdef inline void write_tiles(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
                              Py_ssize_t b1, bint gradient) noexcept nogil:
     # The flags are constants below: each of these calls becomes loops of its own.
-    cdef Py_ssize_t channel = first_channel(job, t0)
-    cdef Py_ssize_t channels = minimum(first_channel(job, t1), job.view.channels) - channel
-    cdef Py_ssize_t tile
-    cdef bint scaled = any_scaled(job, channel, channels)
     cdef fp_state saved = fp_enter()
-    if job.streaming and not scaled and can_stream_slabs(job, channels, gradient):
-        stream_slabs(job, channel, channels, b0, b1, gradient)
-        t1 = t0
-    for tile in range(t0, t1):
-        if scaled:
-            write_tile(job, tile, b0, b1, gradient, True, False)
-        elif job.streaming:
-            write_tile(job, tile, b0, b1, gradient, False, True)
-        else:
-            write_tile(job, tile, b0, b1, gradient, False, False)
-    if job.streaming:
+    if any_scaled(job, first_channel(job, t0), channels_of_tiles(job, t0, t1)):
+        write_tiles_as(job, t0, t1, b0, b1, gradient, True, False)
+    elif job.streaming:
+        write_tiles_as(job, t0, t1, b0, b1, gradient, False, True)
         stream_end()
+    else:
+        write_tiles_as(job, t0, t1, b0, b1, gradient, False, False)
     fp_leave(saved)
 
 
