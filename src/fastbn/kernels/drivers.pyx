@@ -23,7 +23,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, NO_MEMORY, PIXELS, RUN_COLUMNS, STOPPED, Job, Leaves, Plan, Task, View)
+    COEFFICIENTS, COLUMNS, NO_MEMORY, PIXELS, RUN_COLUMNS, STOPPED, WRAP, Job, Leaves, Plan,
+    Task, View)
 
 cdef enum:
     # Elements. With those of job.pxd they decide the order of additions: to
@@ -98,7 +99,7 @@ cdef int prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
     job.by_tile = False
     plan(&job.view, &job.plan)
     sums = channels * job.plan.segments * sizeof(double)
-    job.partial[0] = <double*>malloc(2 * sums + COEFFICIENTS * channels * leaves.real_size)
+    job.partial[0] = <double*>malloc(2 * sums + COEFFICIENTS * (channels + WRAP) * leaves.real_size)
     if job.partial[0] == NULL:
         return NO_MEMORY
     job.partial[1] = job.partial[0] + channels * job.plan.segments

@@ -12,7 +12,16 @@ cdef extern from "math.h" nogil:
 
 
 cdef inline real* coefficient(const Job* job, int which) noexcept nogil:
-    return <real*>job.coefficients + which * job.view.channels
+    return <real*>job.coefficients + which * (job.view.channels + WRAP)
+
+
+cdef inline void wrap(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    # The first channels once more behind the last one, where whole rows of many
+    # channels are written with them.
+    cdef int which
+    if job.view.inner == 1 and job.plan.tiles > 1 and c1 - c0 == job.view.channels:
+        for which in range(COEFFICIENTS):
+            memcpy(coefficient(job, which) + c1, coefficient(job, which), WRAP * sizeof(real))
 
 
 cdef inline double size_of(double mean, double invstd) noexcept nogil:
@@ -91,6 +100,7 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
         for c in range(c0, c1):
             if not usual(mean[c], invstd[c]):
                 unusual_coefficients(job, c)
+    wrap(job, c0, c1)
     fp_leave(saved)
 
 
@@ -207,4 +217,5 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
     else:
         for c in range(c0, c1):
             frozen_coefficients(job, c)
+    wrap(job, c0, c1)
     fp_leave(saved)

@@ -9,6 +9,7 @@ cdef enum:
     COLUMNS = 512       # columns of a tile, at most: its sums stay in L1
     RUN_COLUMNS = 16    # a long run is read as a matrix of so many columns
     PIXELS = 16         # so many pixels of fewer channels make a row of a matrix
+    WRAP = 16           # so many coefficients follow those of the channels
 
 ctypedef struct Operand:
     # Where the elements of one tensor are. Strides are in elements and may be
@@ -71,7 +72,7 @@ ctypedef struct Job:
     double* dweight
     double* dbias
     # Workspace. partial: two float64 arrays of (segments, channels).
-    # coefficients: (COEFFICIENTS, channels) numbers of the leaf's `real`.
+    # coefficients: (COEFFICIENTS, channels + WRAP) numbers of the leaf's `real`.
     double* partial[2]
     void* coefficients
     Py_ssize_t size             # bytes of work, of which the view decides on ...

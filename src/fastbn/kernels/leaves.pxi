@@ -25,8 +25,8 @@ from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, GAIN, PIVOT, PIXELS, RUN_COLUMNS, SCALE, SHIFT, SLOPE, Job, Leaves,
-    Operand)
+    COEFFICIENTS, COLUMNS, GAIN, PIVOT, PIXELS, RUN_COLUMNS, SCALE, SHIFT, SLOPE, WRAP, Job,
+    Leaves, Operand)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state

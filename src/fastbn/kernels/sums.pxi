@@ -16,10 +16,10 @@ cdef enum:
     FEW_VALUES = 512        # average their rounding errors out
     WHOLE = -RUN_COLUMNS    # no part of a row is missing
     # Speed only.
-    NEAR = 128              # elements from row to row
-    LARGE = 1 << 20         # bytes of a tensor from which near rows are prefetched,
-    VERY_LARGE = 4 << 20    # and others
-    ALIGNED_COLUMNS = 256
+    NEAR = 128              # rows are near, at most so many elements apart
+    LARGE = 1 << 20         # near rows of larger tensors (bytes) are prefetched ...
+    VERY_LARGE = 4 << 20    # ... and all rows of tensors larger than this
+    ALIGNED_COLUMNS = 256   # fewer are not worth a register more
     IN_L1 = 1024            # elements; a whole number of groups
 
 cdef struct Columns:

@@ -10,14 +10,19 @@
 # `out` may be `x` or `dy` itself.
 
 cdef enum:
-    CYCLE = 4           # so many registers of columns can have their coefficients in registers
-    LONG_ENOUGH = 32    # runs that can be written one by one
+    CYCLE = 4           # the coefficients of so many columns stay in registers
+    LONG_ENOUGH = 32    # shorter runs are not written one by one
 
 cdef struct Palette:
-    # The coefficients of a tile's columns, once around and WIDTH further.
+    # The coefficients of columns, once around and WIDTH further.
+    const real* first
+    Py_ssize_t step             # from a kind of coefficient to the next
+    Py_ssize_t period
+
+cdef struct Colours:
+    # What a palette of a tile is filled with.
     lanes aligned               # unused: the rows begin where a register may
     real row[COEFFICIENTS][COLUMNS + PADDING + PADDING]
-    Py_ssize_t period
 
 cdef struct Pen:
     # The coefficients of one register of columns.
@@ -34,25 +39,28 @@ cdef inline Py_ssize_t period_of(Py_ssize_t columns) noexcept nogil:
 
 
 cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
-                              Py_ssize_t width, bint gradient, Palette* palette) noexcept nogil:
+                              Py_ssize_t width, bint gradient, Colours* colours,
+                              Palette* palette) noexcept nogil:
     cdef Py_ssize_t n = channels * width
     cdef int which
+    palette.first, palette.step = &colours.row[0][0], COLUMNS + PADDING + PADDING
     palette.period = period_of(n)
     for which in range(COEFFICIENTS):
         if which == SLOPE and not gradient:
             continue
-        spread(palette.row[which], coefficient(job, which) + channel, channels, width,
+        spread(colours.row[which], coefficient(job, which) + channel, channels, width,
                palette.period)
 
 
 cdef inline Pen pen_at(const Palette* palette, Py_ssize_t column, bint gradient) noexcept nogil:
     cdef Pen pen
-    pen.scale = load_real(palette.row[SCALE] + column)
-    pen.pivot = load_real(palette.row[PIVOT] + column)
-    pen.gain = load_real(palette.row[GAIN] + column)
-    pen.shift = load_real(palette.row[SHIFT] + column)
+    cdef const real* first = palette.first + column
+    pen.scale = load_real(first + SCALE * palette.step)
+    pen.pivot = load_real(first + PIVOT * palette.step)
+    pen.gain = load_real(first + GAIN * palette.step)
+    pen.shift = load_real(first + SHIFT * palette.step)
     if gradient:
-        pen.slope = load_real(palette.row[SLOPE] + column)
+        pen.slope = load_real(first + SLOPE * palette.step)
     return pen
 
 
@@ -218,10 +226,11 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
 
 cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_ssize_t b1,
                             bint gradient, bint scaled, bint streaming) noexcept nogil:
-    # Of rows, or of planes with short runs.
+    # Row by row, as statistics read it.
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
     cdef Py_ssize_t i, c, b, together
+    cdef Colours colours
     cdef Palette palette
     cdef Block block
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, &job.out, channels))
@@ -229,7 +238,7 @@ cdef inline void write_tile(const Job* job, Py_ssize_t tile, Py_ssize_t b0, Py_s
         together = minimum(together, neighbours(job, &job.dy, channels))
     for i in range(channels // together):
         c = i * together
-        fill_palette(job, channel + c, together, job.view.inner, gradient, &palette)
+        fill_palette(job, channel + c, together, job.view.inner, gradient, &colours, &palette)
         for b in range(b0, b1):
             block = block_at(job, b)
             write_short(job, &block, channel + c, together, &palette, gradient, scaled, streaming)
@@ -245,18 +254,21 @@ cdef inline void stream_seam(const elem* x, const elem* dy, elem* out, Py_ssize_
     stream(out, load(both))
 
 
-cdef inline void stream_slab(const Job* job, const elem* x, const elem* dy, elem* out,
-                             Py_ssize_t length, Py_ssize_t channel, Py_ssize_t channels,
+cdef inline void stream_slab(const Job* job, const Block* block, Py_ssize_t run,
+                             Py_ssize_t channel, Py_ssize_t channels,
                              bint gradient) noexcept nogil:
     # The runs of neighbouring channels, which lie side by side: as one run, since a
     # line that is not written as a whole has to be read. While memory is written, it
     # can read what is needed next.
+    cdef elem* x = element(job, &job.x, channel, run, block.offset)
+    cdef elem* dy = element(job, &job.dy, channel, run, block.offset) if gradient else x
+    cdef elem* out = element(job, &job.out, channel, run, block.offset)
     cdef ptrdiff_t ahead = channels * job.view.inner if job.by_tile else 0
-    cdef Py_ssize_t c, end, i = to_alignment(out)
+    cdef Py_ssize_t c, end, i = minimum(block.length, to_alignment(out))
     cdef Pen pen, next = pen_of(job, channel, gradient)
     write_part(x, dy, out, i, &next, gradient, False)
     for c in range(1, channels + 1):
-        end = c * length
+        end = c * block.length
         pen = next
         while i + WIDTH <= end:
             if ahead:
@@ -276,8 +288,8 @@ cdef inline void stream_slab(const Job* job, const elem* x, const elem* dy, elem
 
 cdef inline bint can_stream_slabs(const Job* job, Py_ssize_t channels,
                                   bint gradient) noexcept nogil:
-    # Do runs of these channels lie side by side, long enough for what a seam costs?
-    return (job.plan.long_runs and (channels == 1 or job.plan.parts == 1)
+    # Do runs of these channels lie side by side?
+    return ((channels == 1 or job.plan.parts == 1)
             and job.x.channel == job.view.inner and job.out.channel == job.view.inner
             and (not gradient or job.dy.channel == job.view.inner))
 
@@ -292,28 +304,47 @@ cdef inline bint any_scaled(const Job* job, Py_ssize_t channel,
     return scaled != 0
 
 
-cdef inline void write_long(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+cdef inline void write_runs(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
                             Py_ssize_t b0, Py_ssize_t b1, bint gradient, bint scaled,
                             bint streaming) noexcept nogil:
     # Image by image, since that is how they lie in memory.
     cdef bint slabs = streaming and can_stream_slabs(job, channels, gradient)
-    cdef Py_ssize_t b, run, c, some = channels if slabs else 1
+    cdef Py_ssize_t b, run, c
     cdef Block block
     cdef elem* x
     cdef elem* dy
-    cdef elem* out
     for b in range(b0, b1):
         block = block_at(job, b)
         for run in range(block.run, block.run + block.runs):
-            for c in range(channel, channel + channels // some):
+            if slabs:
+                stream_slab(job, &block, run, channel, channels, gradient)
+                continue
+            for c in range(channel, channel + channels):
                 x = element(job, &job.x, c, run, block.offset)
                 dy = element(job, &job.dy, c, run, block.offset) if gradient else x
-                out = element(job, &job.out, c, run, block.offset)
-                if slabs:
-                    stream_slab(job, x, dy, out, block.length, channel, channels, gradient)
-                else:
-                    write_run(x, dy, out, block.length, pen_of(job, c, gradient), NULL,
-                              gradient, scaled, streaming)
+                write_run(x, dy, element(job, &job.out, c, run, block.offset), block.length,
+                          pen_of(job, c, gradient), NULL, gradient, scaled, streaming)
+
+
+cdef inline bint one_run_of_rows(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
+                                 bint gradient) noexcept nogil:
+    # Are these whole rows of many channels, without gaps?
+    return (job.view.inner == 1 and t1 - t0 > 1 and t1 - t0 == job.plan.tiles
+            and gapless_runs(job, &job.x) and gapless_runs(job, &job.out)
+            and (not gradient or gapless_runs(job, &job.dy)))
+
+
+cdef inline void stream_rows(const Job* job, Py_ssize_t b0, Py_ssize_t b1,
+                             bint gradient) noexcept nogil:
+    # As one run, for which the coefficients of the job are the palette.
+    cdef Block first = block_at(job, b0), last = block_at(job, b1 - 1)
+    cdef elem* x = element(job, &job.x, 0, first.run, 0)
+    cdef elem* dy = element(job, &job.dy, 0, first.run, 0) if gradient else x
+    cdef Palette palette = Palette(
+        coefficient(job, 0), coefficient(job, 1) - coefficient(job, 0), job.view.channels)
+    write_run(x, dy, element(job, &job.out, 0, first.run, 0),
+              (last.run + last.runs - first.run) * job.view.channels,
+              pen_at(&palette, 0, gradient), &palette, gradient, False, True)
 
 
 cdef inline void write_tiles_as(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
@@ -321,9 +352,12 @@ cdef inline void write_tiles_as(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py
                                 bint streaming) noexcept nogil:
     cdef Py_ssize_t tile
     if job.plan.long_runs or (t1 - t0 > 1 and job.view.inner >= LONG_ENOUGH
-                              and crowded(&job.out)):
-        write_long(job, first_channel(job, t0), channels_of_tiles(job, t0, t1), b0, b1, gradient,
+                              and (streaming or crowded(&job.out))):
+        write_runs(job, first_channel(job, t0), channels_of_tiles(job, t0, t1), b0, b1, gradient,
                    scaled, streaming)
+        return
+    if streaming and one_run_of_rows(job, t0, t1, gradient):
+        stream_rows(job, b0, b1, gradient)
         return
     for tile in range(t0, t1):
         write_tile(job, tile, b0, b1, gradient, scaled, streaming)
