@@ -105,7 +105,8 @@ def test_every_number_of_narrow_columns(level, channels):
 
 
 @pytest.mark.parametrize(
-    "shape", [(16, 34, 130, 131), (17, 130, 131, 34), (70, 700, 14, 15), (250, 40, 40, 24), (9000, 1003)]
+    "shape",
+    [(16, 34, 130, 131), (17, 130, 131, 34), (70, 700, 14, 15), (250, 40, 40, 24), (9000, 1003)],
 )
 def test_larger_than_the_cache(level, shape):
     # Above 32 MB: streaming stores, whole phases instead of tile by tile.
