@@ -96,7 +96,7 @@ cdef int prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
     cdef size_t channels = job.view.channels
     cdef size_t sums
     job.team_loss = 0.0
-    job.by_tile = False
+    job.fetch_next = False
     plan(&job.view, &job.plan)
     sums = channels * job.plan.segments * sizeof(double)
     job.partial[0] = <double*>malloc(2 * sums + COEFFICIENTS * (channels + WRAP) * leaves.real_size)
@@ -206,7 +206,7 @@ cdef void train_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
 cdef int train(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status
     if by_tile(leaves, job, 1):
-        job.by_tile = job.streaming
+        job.fetch_next = job.streaming
         return sweep_tiles(leaves, job, train_tile)
     status = sweep_segments(leaves, job, leaves.moments)
     if status != 0:
@@ -238,7 +238,7 @@ cdef int differentiate(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status
     leaves.coefficients(job, 0, job.view.channels)
     if job.training and by_tile(leaves, job, 2):
-        job.by_tile = job.streaming
+        job.fetch_next = job.streaming
         return sweep_tiles(leaves, job, differentiate_tile)
     status = sweep_segments(leaves, job, leaves.gradient_sums)
     if status != 0:

@@ -12,7 +12,8 @@
 #   `channels`-th column; what remains of a block is one more, shorter row.
 # Planes with short runs: the same, a channel owns `inner` neighbouring columns.
 # Planes with long runs: each run is one matrix of RUN_COLUMNS columns, which the
-# channel owns, and what remains of it a second one with a single row.
+# channel owns; its last row may be a part of one, which sums in float64 take as a
+# second matrix.
 
 cdef struct Block:
     Py_ssize_t run, runs        # runs [run, run + runs) ...

@@ -57,7 +57,7 @@ ctypedef struct Job:
     size_t bytes                # of the tensor
     bint streaming              # `out` is too large for the cache
     bint training               # backward: gradient through the statistics
-    bint by_tile                # the next tile is read after this one is written
+    bint fetch_next             # while a tile is written, for it is read next
     double eps
     double momentum
     # float64 vectors of length view.channels. NULL: absent (weight 1, bias 0).

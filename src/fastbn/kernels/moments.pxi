@@ -9,7 +9,7 @@ cdef extern from "float.h" nogil:
 cdef enum:
     PROBES = 5      # the pivot is the median of so many elements of the block
     SPREAD = 4      # sums are trusted while sum (x - pivot)^2 <= SPREAD * M2 ...
-    SMALLEST_BLOCK = 32     # blocks of no more values are summed in float64 at once
+    SMALLEST_BLOCK = 32     # narrower elements, if no more, are summed in float64 at once
 
 cdef struct BlockMoments:
     double s[COLUMNS]
@@ -116,7 +116,8 @@ cdef inline void sum_few(const Job* job, const Block* block, Py_ssize_t channel,
                          Py_ssize_t channels, double n, Columns* columns,
                          BlockMoments* m) noexcept nogil:
     # Few values: around the origin. It is one of the channel's, so their squares are
-    # at most as many times the channel's M2 as there are values.
+    # at most twice as many times the channel's M2 as there are values: nothing to
+    # float64, but too much for elements that are float64 themselves.
     memcpy(m.start, m.origin, channels * sizeof(double))
     sum_wide(job, block, channel, 0, channels, n, columns, m)
 
@@ -188,7 +189,7 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
         n = <double>block.runs * <double>block.length
-        if n <= SMALLEST_BLOCK:
+        if HALVES > 1 and n <= SMALLEST_BLOCK:
             sum_few(job, &block, channel, channels, n, columns, m)
         else:
             choose_pivots(job, &block, channel, channels, m)

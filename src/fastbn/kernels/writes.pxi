@@ -209,9 +209,10 @@ cdef inline void write_short(const Job* job, const Block* block, Py_ssize_t chan
     cdef Matrix out = short_matrix(job, &job.out, block, channel, channels)
     cdef Matrix dy = x
     cdef Py_ssize_t row
+    cdef bint one_run
     if gradient:
         dy = short_matrix(job, &job.dy, block, channel, channels)
-    cdef bint one_run = gapless(&x) and gapless(&dy) and gapless(&out)
+    one_run = gapless(&x) and gapless(&dy) and gapless(&out)
     if (not streaming and x.columns >= WIDTH and not crowded(&job.out)
             and not (one_run and palette.period <= CYCLE * WIDTH)):
         write_rows(&x, &dy, &out, palette, gradient, scaled)
@@ -263,7 +264,7 @@ cdef inline void stream_slab(const Job* job, const Block* block, Py_ssize_t run,
     cdef elem* x = element(job, &job.x, channel, run, block.offset)
     cdef elem* dy = element(job, &job.dy, channel, run, block.offset) if gradient else x
     cdef elem* out = element(job, &job.out, channel, run, block.offset)
-    cdef ptrdiff_t ahead = channels * job.view.inner if job.by_tile else 0
+    cdef ptrdiff_t ahead = channels * job.view.inner if job.fetch_next else 0
     cdef Py_ssize_t c, end, i = minimum(block.length, to_alignment(out))
     cdef Pen pen, next = pen_of(job, channel, gradient)
     write_part(x, dy, out, i, &next, gradient, False)
