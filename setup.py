@@ -27,7 +27,7 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 LEVELS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (4, 3, 2)} if IS_X86_64 else {"baseline": []}
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 # CONTRIBUTING.md has the reason for each. The "no" flags undo what CFLAGS may bring.
 FLAGS = ["-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-g0"]

@@ -4,9 +4,10 @@
     python -m pip install ".[bench]"
     python -m benchmarks --quick
 
-    cases.py        which shapes, from which networks; the arrays of one case
-    contenders.py   how fastbn, NumPy, PyTorch, ONNX Runtime, JAX, oneDNN and the
-                    copies carry out one case, each prepared as well as it can be
+    cases.py        which norms and shapes, from which networks; the arrays of one case
+    contenders.py   who takes part in a case: copies, fastbn, peers
+    peers/          how NumPy, PyTorch, ONNX Runtime, JAX and oneDNN carry out one case,
+                    each prepared as well as it can be
     native.py       compiles copies.c and onednn.c, which are no part of the package
     race.py         times the contenders of a case in interleaved rounds
     report.py       JSON -> Markdown tables and plots

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The grid: shapes of real networks, layouts, operations; and the arrays of a case."""
+"""The grid: norms, shapes of real networks, layouts, operations; and the arrays of a case."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" from here.
 import numpy as np
 
-import fastbn
-
-OPERATIONS = ("inference", "training", "backward")
-LAYOUTS = ("NCHW", "NHWC")
-DTYPES = ("float32", "float64")
+OPERATIONS = ("inference", "training", "forward", "backward")
 EPS, MOMENTUM = 1e-5, 0.1
 SMALL = 512 << 10  # bytes; below, a call's overhead counts
+MOST_GROUPS = 32
+LARGEST_ROWS = 300e6  # bytes; larger tensors of rows are left out
+
+Shapes = dict[str, list[tuple[int, ...]]]
 
 # (N, C, spatial sizes). Where a network has dozens of layers, its kinds of shapes.
-NETWORKS: dict[str, list[tuple[int, ...]]] = {
+NETWORKS: Shapes = {
     "ResNet-50": [
         (32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 56, 56), (32, 128, 28, 28),
         (32, 512, 28, 28), (32, 256, 14, 14), (32, 1024, 14, 14), (32, 512, 7, 7),
@@ -45,16 +46,58 @@ NETWORKS: dict[str, list[tuple[int, ...]]] = {
     ],
     "extremes": [(1, 8, 4, 4), (2, 16, 8, 8), (32, 64, 224, 224)],
 }  # fmt: skip
-QUICK = {
-    (32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7), (1, 64, 56, 56),
-    (256, 4096), (16, 3, 224, 224), (1, 8, 4, 4),
+# Where batches are too small for batch norm, or an image has a style of its own.
+IMAGES: Shapes = {
+    "ResNet-50": [(32, 64, 112, 112), (32, 256, 56, 56), (32, 512, 28, 28), (32, 2048, 7, 7)],
+    "U-Net": [(4, 64, 256, 256), (4, 128, 128, 128), (4, 512, 32, 32)],
+    "diffusion": [(2, 320, 64, 64), (2, 1280, 16, 16), (1, 128, 512, 512)],
+    "style transfer": [(4, 32, 256, 256), (4, 128, 64, 64)],
+    "3-D U-Net": [(2, 32, 64, 64, 64)],
+    "small": [(1, 8, 4, 4)],
+}  # fmt: skip
+# (rows, features). Rows: a token, sentences, batches of them.
+TRANSFORMERS: Shapes = {
+    "768, BERT": [(rows, 768) for rows in (1, 16, 128, 1024, 16384)],
+    "1024, GPT-2": [(rows, 1024) for rows in (1, 16, 128, 1024, 16384)],
+    "4096, Llama 8B": [(rows, 4096) for rows in (1, 16, 128, 1024, 16384)],
+    "8192, Llama 70B": [(rows, 8192) for rows in (1, 16, 128, 1024, 4096)],
+    "64, heads": [(10, 64)],
+}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One kind of normalisation: what is raced of it."""
+
+    ops: tuple[str, ...]
+    layouts: tuple[str, ...]
+    networks: Shapes
+    quick: tuple[tuple[int, ...], ...]  # the shapes of --quick, in half precision the first only
+
+
+QUICK_IMAGES = (2, 1280, 16, 16), (4, 128, 64, 64)
+QUICK_ROWS = (1024, 1024), (16, 4096)
+NORMS = {
+    "batch": Norm(
+        ("inference", "training", "backward"), ("NCHW", "NHWC"), NETWORKS,
+        ((32, 64, 56, 56), (32, 512, 7, 7), (1, 64, 56, 56), (256, 4096), (1, 8, 4, 4)),
+    ),
+    "layer": Norm(("forward", "backward"), ("rows",), TRANSFORMERS, QUICK_ROWS),
+    "rms": Norm(("forward", "backward"), ("rows",), TRANSFORMERS, QUICK_ROWS),
+    "group": Norm(("forward", "backward"), ("NCHW", "NHWC"), IMAGES, QUICK_IMAGES),
+    "instance": Norm(("forward", "backward"), ("NCHW", "NHWC"), IMAGES, QUICK_IMAGES),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on one tensor. `shape` is (N, C, ...) whatever the layout."""
+    """One operation on one tensor. `shape` is (N, C, ...) whatever the layout.
 
+    Every norm sees it as N images of G groups of C channels of S places, a row of
+    features as one group with one place; `order` has these letters as x is stored.
+    """
+
+    norm: str
     network: str
     shape: tuple[int, ...]
     layout: str
@@ -66,7 +109,53 @@ class Case:
     def stored(self) -> tuple[int, ...]:
         """The shape as it lies in memory."""
         n, c, *space = self.shape
-        return (n, c, *space) if self.layout == "NCHW" else (n, *space, c)
+        return (n, *space, c) if self.layout == "NHWC" else (n, c, *space)
+
+    @property
+    def groups(self) -> int:
+        """How many groups of an image have statistics of their own (batch: through all images)."""
+        channels = self.shape[1]
+        if self.layout == "rows":
+            return 1
+        if self.norm == "group":
+            return max(groups for groups in range(1, MOST_GROUPS + 1) if channels % groups == 0)
+        return channels
+
+    @property
+    def order(self) -> str:
+        """The axes of `split`."""
+        return "NSGC" if self.layout == "NHWC" else "NGCS"
+
+    @property
+    def split(self) -> tuple[int, ...]:
+        """The shape in which each axis has one meaning."""
+        n, channels, *space = self.shape
+        sizes = {"N": n, "G": self.groups, "C": channels // self.groups, "S": int(np.prod(space))}
+        return tuple(sizes[letter] for letter in self.order)
+
+    def axes(self, letters: str) -> tuple[int, ...]:
+        """Return which axes of `split` these are."""
+        return tuple(axis for axis, letter in enumerate(self.order) if letter in letters)
+
+    @property
+    def reduced(self) -> str:
+        """What statistics are taken over."""
+        return "NCS" if self.norm == "batch" else "CS"
+
+    @property
+    def both(self) -> str:
+        """What statistics and the gradients of weight and bias are both taken over."""
+        return "NS" if self.norm == "batch" else "S"
+
+    @property
+    def centred(self) -> bool:
+        """Is the mean subtracted?"""
+        return self.norm != "rms"
+
+    @property
+    def half(self) -> bool:
+        """Is it a dtype of 16 bits?"""
+        return np.dtype(self.dtype).itemsize == 2
 
     @property
     def nbytes(self) -> int:
@@ -76,42 +165,59 @@ class Case:
     @property
     def name(self) -> str:
         """The case in a few words."""
-        return f"{'x'.join(map(str, self.shape))} {self.layout} {self.dtype} {self.op}"
+        shape = "x".join(map(str, self.shape))
+        return f"{self.norm} {shape} {self.layout} {self.dtype} {self.op}"
 
 
 def grid(
-    quick: bool, ops: Iterable[str], layouts: Iterable[str], dtypes: Iterable[str],
-    shapes: str, threads: int,
+    quick: bool, norms: Iterable[str], ops: Iterable[str], layouts: Iterable[str],
+    dtypes: Iterable[str], shapes: str, threads: int,
 ) -> Iterator[Case]:  # fmt: skip
     """Yield the cases; `shapes` is a part of a network's name or of "32x64x7x7"."""
-    chosen = [
-        (network, shape)
-        for network, members in NETWORKS.items()
-        for shape in members
-        if (not quick or shape in QUICK)
-        and shapes.lower() in f"{network} {'x'.join(map(str, shape))}".lower()
-    ]
-    for (network, shape), layout, dtype, op in itertools.product(chosen, layouts, dtypes, ops):
-        same_in_both = len(shape) == 2 or set(shape[2:]) == {1} or shape[1] == 1
-        if layout == "NCHW" or not same_in_both:
-            yield Case(network, shape, layout, op, dtype, threads)
+    for name in norms:
+        norm = NORMS[name]
+        chosen = [
+            (network, shape)
+            for network, members in norm.networks.items()
+            for shape in members
+            if shapes.lower() in f"{network} {'x'.join(map(str, shape))}".lower()
+        ]
+        for (network, shape), layout, dtype, op in itertools.product(
+            chosen, norm.layouts, dtypes, norm.ops
+        ):
+            case = Case(name, network, shape, layout, op, dtype, threads)
+            same_in_both = len(shape) == 2 or set(shape[2:]) == {1} or shape[1] == 1
+            if (
+                layout in layouts
+                and op in ops
+                and not (layout == "NHWC" and same_in_both)
+                and not (layout == "rows" and case.nbytes > LARGEST_ROWS)
+                and (not quick or shape in norm.quick[: 1 if case.half else None])
+            ):
+                yield case
 
 
 class Arrays:
-    """What the contenders of a case work on. All of them write to the same `y`."""
+    """What the contenders of a case work on. All of them write to the same `y`.
+
+    Beside x of 16 bits the vectors are float32, as in mixed precision, but of values that
+    such numbers have: who needs them in x's dtype computes the same.
+    """
 
     def __init__(self, case: Case):
         rng = np.random.default_rng(0)
         dtype, channels = np.dtype(case.dtype), case.shape[1]
         self.case = case
-        self.x = rng.standard_normal(case.stored, dtype=dtype)
+        self.kept = np.promote_types(dtype, np.float32)
+        self.x = rng.standard_normal(case.stored, dtype=self.kept)
         self.x += 1
-        self.dy = rng.standard_normal(case.stored, dtype=dtype)
+        self.x = self.x.astype(dtype, copy=False)
+        self.dy = rng.standard_normal(case.stored, dtype=self.kept).astype(dtype, copy=False)
         self.y = np.empty_like(self.x)
-        self.weight = rng.uniform(0.5, 1.5, channels).astype(dtype)
-        self.bias = rng.standard_normal(channels).astype(dtype)
-        self.running_mean = np.ones(channels, dtype)
-        self.running_var = np.ones(channels, dtype)
+        self.weight = rng.uniform(0.5, 1.5, channels).astype(dtype).astype(self.kept)
+        self.bias = rng.standard_normal(channels).astype(dtype).astype(self.kept)
+        self.running_mean = np.ones(channels, self.kept)
+        self.running_var = np.ones(channels, self.kept)
 
     def fit(self, case: Case) -> bool:
         """Is `case` an operation on the same tensor?"""
@@ -121,60 +227,56 @@ class Arrays:
         """Return the same arrays for another operation."""
         other = copy(self)
         other.case = case
+        vars(other).pop("exact", None)
         return other
 
-    @property
-    def channel_axis(self) -> int:
-        """The axis of the channels, as x is stored."""
-        return 1 if self.case.layout == "NCHW" else self.x.ndim - 1
-
-    @property
-    def fastbn_layout(self) -> str | None:
-        """What fastbn calls the layout, at any rank."""
-        return None if self.case.layout == "NCHW" else "N...C"
-
-    @property
-    def reduced(self) -> tuple[int, ...]:
-        """All other axes."""
-        return tuple(axis for axis in range(self.x.ndim) if axis != self.channel_axis)
+    def split(self, stored: np.ndarray) -> np.ndarray:
+        """Return an array stored like x with the axes of `case.order`."""
+        return stored.reshape(self.case.split)
 
     def along(self, vector: np.ndarray) -> np.ndarray:
-        """Return `vector` in a shape that broadcasts along the channels."""
-        shape = [1] * self.x.ndim
-        shape[self.channel_axis] = -1
-        return vector.reshape(shape)
+        """Return `vector` in a shape that broadcasts along the groups' channels."""
+        case = self.case
+        sizes = zip(case.order, case.split, strict=True)
+        return vector.reshape([size if letter in "GC" else 1 for letter, size in sizes])
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of each channel in float64."""
-        stats = fastbn.batch_stats(self.x, layout=self.fastbn_layout)
-        return stats.mean, stats.var()
+        """Mean (0 for rms) and variance in float64, broadcasting along `split`."""
+        x, axes = self.split(self.x), self.case.axes(self.case.reduced)
+        mean = x.mean(axes, dtype=np.float64, keepdims=True) * self.case.centred
+        squares = x - mean
+        np.square(squares, out=squares)
+        return mean, squares.mean(axes, keepdims=True)
 
-    def exact(self, channels: slice) -> np.ndarray:
-        """Return the result for some channels, channels first, in wider numbers than x's."""
-        op = self.case.op
-        wide = np.float64 if self.case.dtype == "float32" else np.longdouble
-        x, dy = (
-            np.moveaxis(a, self.channel_axis, 0)[channels].astype(wide, order="C")
-            for a in (self.x, self.dy)
-        )
-        axes = tuple(range(1, x.ndim))
-        column = (slice(None), *[None] * len(axes))
+    def part(self, split: np.ndarray) -> np.ndarray:
+        """Return a part with all that was reduced together, in a wider type, as (N, G, C, S)."""
+        in_order = split.transpose([self.case.order.index(letter) for letter in "NGCS"])
+        images = slice(None) if "N" in self.case.reduced else slice(16)
+        wide = np.longdouble if self.case.dtype == "float64" else np.float64
+        return in_order[images, :4].astype(wide, order="C")
+
+    @cached_property
+    def exact(self) -> np.ndarray:
+        """The part of the result, computed from the parts of the input."""
+        case = self.case
+        x, dy = (self.part(self.split(a)) for a in (self.x, self.dy))
         weight, bias, mean, var = (
-            a[channels].astype(wide)[column]
-            for a in (self.weight, self.bias, self.running_mean, self.running_var)
+            self.part(self.along(v))
+            for v in (self.weight, self.bias, self.running_mean, self.running_var)
         )
-        if op != "inference":
-            mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+        axes = tuple("NGCS".index(letter) for letter in case.reduced)
+        if case.op != "inference":
+            mean = x.mean(axes, keepdims=True) * case.centred
+            var = np.square(x - mean).mean(axes, keepdims=True)
         invstd = 1 / np.sqrt(var + EPS)
         xhat = (x - mean) * invstd
-        if op != "backward":
-            return xhat * weight + bias
-        centred = dy - dy.mean(axes, keepdims=True)
-        return weight * invstd * (centred - xhat * (dy * xhat).mean(axes, keepdims=True))
+        if case.op != "backward":
+            return xhat * weight + bias * case.centred
+        dxhat = dy * weight
+        dmean = dxhat.mean(axes, keepdims=True) * case.centred
+        return invstd * (dxhat - dmean - xhat * (dxhat * xhat).mean(axes, keepdims=True))
 
     def error(self, result: np.ndarray) -> float:
-        """Return the largest error of `result`, stored like x, in the first channels."""
-        some = slice(0, 4)
-        found = np.moveaxis(result, self.channel_axis, 0)[some]
-        return float(np.abs(found - self.exact(some)).max())
+        """Return the largest error of the part of `result`, which is stored like x."""
+        return float(np.abs(self.part(self.split(result)) - self.exact).max())

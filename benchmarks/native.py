@@ -42,19 +42,19 @@ def _onednn_library() -> str | None:
 
 
 @functools.cache
-def onednn() -> ctypes.CDLL | None:
-    """Return onednn.c, compiled; None where there is no oneDNN 3."""
+def onednn() -> ctypes.CDLL:
+    """Return onednn.c, compiled; ImportError where there is no oneDNN 3."""
     path = _onednn_library()
     if path is None:
-        return None
+        raise ImportError("no libdnnl.so.3")
     flags = [path, f"-Wl,-rpath,{Path(path).parent}"] if "/" in path else [f"-l:{path}"]
     library = _compiled("onednn.c", *flags)
-    library.bn_prepare.argtypes = [
-        *[ctypes.c_int] * 3, ctypes.c_void_p, ctypes.c_float, *[ctypes.c_void_p] * 9,
+    library.norm_prepare.argtypes = [
+        *[ctypes.c_int] * 6, ctypes.c_void_p, ctypes.c_float, *[ctypes.c_void_p] * 9,
     ]  # fmt: skip
-    library.bn_prepare.restype = ctypes.c_void_p
-    library.bn_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
-    library.bn_free.argtypes = [ctypes.c_void_p]
-    library.bn_implementation.argtypes = [ctypes.c_void_p]
-    library.bn_implementation.restype = ctypes.c_char_p
+    library.norm_prepare.restype = ctypes.c_void_p
+    library.norm_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.norm_free.argtypes = [ctypes.c_void_p]
+    library.norm_implementation.argtypes = [ctypes.c_void_p]
+    library.norm_implementation.restype = ctypes.c_char_p
     return library

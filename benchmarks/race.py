@@ -15,6 +15,7 @@ FEWEST, MOST = 5, 25
 LAPPED = 4.0  # so many times slower than the fastest: FEWEST rounds will do
 LONG = 0.05  # seconds; a call as long as that needs none before it that warms up
 PAUSE = 6e-3  # seconds; OpenMP's threads spin for about as long after a call
+SHORT_PAUSE = 2e-3  # and other threads for less
 
 
 class Lane:
@@ -39,6 +40,8 @@ class Lane:
         if self.seconds < LONG:
             self.contender.run(1)
         self.times.append(self.contender.run(self.calls) / self.calls)
+        if self.contender.own_threads:
+            time.sleep(SHORT_PAUSE)
 
     @property
     def median(self) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ten calls for pytest-benchmark: to see a change's effect against the run before.
+"""Some calls for pytest-benchmark: to see a change's effect against the run before.
 
 CONTRIBUTING.md has the commands. The yardstick, np.copyto, is among them: what
 moves that moves everything.
@@ -9,45 +9,46 @@ import numpy as np
 import pytest
 
 import fastbn
-from benchmarks.cases import EPS, Arrays, Case
+from benchmarks.cases import Arrays, Case
+from benchmarks.contenders import fastbn_call
 
 CASES = [
-    ((32, 64, 56, 56), "NCHW", "inference"),
-    ((32, 64, 56, 56), "NCHW", "training"),
-    ((32, 64, 56, 56), "NCHW", "backward"),
-    ((32, 64, 56, 56), "NHWC", "training"),
-    ((32, 64, 56, 56), "NHWC", "backward"),
-    ((32, 512, 7, 7), "NCHW", "training"),
-    ((32, 512, 7, 7), "NHWC", "training"),
-    ((256, 4096), "NCHW", "training"),
-    ((1, 8, 4, 4), "NCHW", "inference"),
-    ((1, 8, 4, 4), "NCHW", "training"),
+    ("batch", (32, 64, 56, 56), "NCHW", "inference", "float32"),
+    ("batch", (32, 64, 56, 56), "NCHW", "training", "float32"),
+    ("batch", (32, 64, 56, 56), "NCHW", "backward", "float32"),
+    ("batch", (32, 64, 56, 56), "NHWC", "training", "float32"),
+    ("batch", (32, 64, 56, 56), "NHWC", "backward", "float32"),
+    ("batch", (32, 512, 7, 7), "NCHW", "training", "float32"),
+    ("batch", (32, 512, 7, 7), "NHWC", "training", "float32"),
+    ("batch", (256, 4096), "NCHW", "training", "float32"),
+    ("batch", (1, 8, 4, 4), "NCHW", "inference", "float32"),
+    ("batch", (1, 8, 4, 4), "NCHW", "training", "float32"),
+    ("batch", (32, 64, 56, 56), "NCHW", "training", "bfloat16"),
+    ("layer", (1024, 1024), "rows", "forward", "float32"),
+    ("layer", (1024, 1024), "rows", "backward", "float32"),
+    ("layer", (1024, 1024), "rows", "forward", "bfloat16"),
+    ("layer", (10, 64), "rows", "forward", "float32"),
+    ("rms", (1024, 1024), "rows", "forward", "bfloat16"),
+    ("group", (4, 128, 128, 128), "NCHW", "forward", "float32"),
+    ("group", (4, 128, 128, 128), "NHWC", "forward", "float32"),
+    ("instance", (4, 128, 128, 128), "NCHW", "forward", "float32"),
 ]
-IDS = [f"{'x'.join(map(str, shape))}-{layout}-{op}" for shape, layout, op in CASES]
 
 
-def arrays(shape, layout, op):
-    return Arrays(Case("", shape, layout, op, "float32", fastbn.get_num_threads()))
+def arrays(norm, shape, layout, op, dtype):
+    return Arrays(Case(norm, "", shape, layout, op, dtype, fastbn.get_num_threads()))
 
 
-@pytest.mark.parametrize(("shape", "layout", "op"), CASES, ids=IDS)
-def test_call(benchmark, shape, layout, op):
-    a = arrays(shape, layout, op)
-    benchmark.group = f"{'x'.join(map(str, shape))}"
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_call(benchmark, case):
+    a = arrays(*case)
+    benchmark.group = "x".join(map(str, a.case.shape))
     benchmark.extra_info["bytes"] = a.x.nbytes
-    if op == "backward":
-        mean, var = a.moments
-        given = mean, 1 / np.sqrt(var + EPS), a.weight
-        benchmark(fastbn.batch_norm_backward, a.dy, a.x, *given, layout=a.fastbn_layout, out=a.y)
-    else:
-        vectors = a.running_mean, a.running_var, a.weight, a.bias
-        benchmark(
-            fastbn.batch_norm, a.x, *vectors, op == "training", layout=a.fastbn_layout, out=a.y
-        )
+    benchmark(fastbn_call(a, a.y))
 
 
 @pytest.mark.parametrize("shape", [(32, 64, 56, 56), (32, 512, 7, 7)])
 def test_copy(benchmark, shape):
-    a = arrays(shape, "NCHW", "inference")
-    benchmark.group = f"{'x'.join(map(str, shape))}"
+    a = arrays("batch", shape, "NCHW", "inference", "float32")
+    benchmark.group = "x".join(map(str, shape))
     benchmark(np.copyto, a.y, a.x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arrays for tests: shapes, memory orders, guarded buffers."""
+"""Arrays for tests: shapes, memory orders, guarded buffers; half types, and what rounding does."""
 
 import numpy as np
 
@@ -60,6 +60,12 @@ def in_order(x, order):
         wide = np.zeros((2 * x.shape[0], *x.shape[1:]), x.dtype)
         wide[::2] = x
         return wide[::2]
+    if order == "second axis sliced" and x.ndim > 1:
+        wide = np.zeros((x.shape[0], x.shape[1] + 2, *x.shape[2:]), x.dtype)
+        wide[:, 1:-1] = x
+        return wide[:, 1:-1]
+    if order == "first axes swapped" and x.ndim > 1:
+        return np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1)
     if order == "reversed":
         return np.ascontiguousarray(x[::-1])[::-1]
     if order == "cropped":
@@ -77,6 +83,65 @@ def in_order(x, order):
 
 
 ORDERS = ["C", "F", "channels last", "sliced", "reversed", "cropped", "swapped", "misaligned"]
+# Of operations that treat the leading axes alike.
+MORE_ORDERS = [*ORDERS, "second axis sliced", "first axes swapped"]
+GAPLESS = ["C", "F", "channels last", "first axes swapped"]
+
+
+def orders_of(dtype, orders=ORDERS):
+    """Memory orders that the dtype can have: NumPy knows bfloat16 in one byte order only."""
+    return [order for order in orders if not (order == "swapped" and dtype == "bfloat16")]
+
+
+# Explicit binary digits, and the exponent of the smallest normal number.
+DIGITS = {
+    "float16": (10, -14),
+    "bfloat16": (7, -126),
+    "float32": (23, -126),
+    "float64": (52, -1022),
+}
+
+
+def half_ulp(size, dtype):
+    """Half the distance between two neighbours of a dtype, at numbers of that size."""
+    digits, smallest = DIGITS[dtype]
+    exponent = np.maximum(np.frexp(size)[1] - 1, smallest)
+    return np.ldexp(0.5, exponent - digits)
+
+
+def assert_near(actual, expected, room):
+    """Within `room` of the exact number before it was rounded to the dtype of `actual`."""
+    assert actual.shape == expected.shape
+    allowed = room + half_ulp(np.abs(expected) + room, actual.dtype.name)
+    error = np.abs(actual.astype(np.float64) - expected)
+    # Said so that NaN is an error.
+    wrong = ~(error <= allowed)
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise AssertionError(
+            f"{wrong.sum()} of {wrong.size} wrong, first at {where}: got {actual[where]}, "
+            f"expected {expected[where]} within {np.broadcast_to(allowed, wrong.shape)[where]}"
+        )
+
+
+def every_half(dtype):
+    """All 65,536 numbers of a half type, infinities and NaNs included."""
+    return np.arange(2**16, dtype=np.uint16).view(dtype)
+
+
+def same_samples(y, period):
+    """Raise unless y is one batch of `period` samples over and over, by its bytes."""
+    # As integers, which NumPy compares many times faster than float16.
+    patterns = np.ascontiguousarray(y).view(f"u{y.itemsize}")
+    assert (patterns[period:] == patterns[:-period]).all()
+
+
+def bits(half):
+    """The patterns of an array of a half type, with one pattern for all NaNs."""
+    patterns = np.ascontiguousarray(half).view(np.uint16).copy()
+    nan = 0x7C00 if half.dtype == np.float16 else 0x7F80
+    patterns[(patterns & 0x7FFF) > nan] = nan + 1
+    return patterns
 
 
 class Guarded:

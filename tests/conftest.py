@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fixtures: every CPU level that runs here, in one process; threads; dtypes."""
+"""Fixtures: every CPU level that runs here, in one process; threads; dtypes; the caller's FPU."""
+
+import ctypes
+import platform
+import sys
 
 import pytest
 
@@ -18,6 +22,23 @@ def dtype(request):
     return request.param
 
 
+def half_type(name):
+    if name == "bfloat16":
+        # Importing it is what teaches NumPy the name.
+        pytest.importorskip("ml_dtypes")
+    return name
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def half(request):
+    return half_type(request.param)
+
+
+@pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])
+def any_dtype(request):
+    return half_type(request.param)
+
+
 @pytest.fixture
 def always_parallel():
     """Small calls, too, use the number of threads that is set."""
@@ -30,3 +51,17 @@ def always_parallel():
 def default_threads():
     yield
     fastbn.set_num_threads(None)
+
+
+@pytest.fixture
+def flushing():
+    """The calling thread rounds upwards and flushes subnormals, as x86 can."""
+    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
+        pytest.skip("sets the control register of an x86 CPU through glibc's fenv_t")
+    libm = ctypes.CDLL("libm.so.6")
+    before, changed = (ctypes.c_uint32 * 8)(), (ctypes.c_uint32 * 8)()
+    libm.fegetenv(before)
+    libm.fegetenv(changed)
+    changed[7] |= 0x8040 | 0x4000
+    yield lambda on: libm.fesetenv(changed if on else before)
+    libm.fesetenv(before)

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batch norm in float64 NumPy, in the order of the formulas: the specification.
+"""The normalisations in float64 NumPy, in the order of the formulas: the specification.
+
+One reference for all of them. An operation sees x as groups: its `reduced` axes
+share a mean and a variance, and its parameters vary along some other (or the same)
+axes. "batch", "layer", "rms", "group" and "instance" differ in nothing else, but
+that "rms" has no mean.
 
 Checked against finite differences in test_oracle.py. Knows nothing of fastbn.
 """
@@ -13,48 +18,102 @@ def channel_axis(ndim, layout):
     return ndim - 1 if layout == "N...C" else layout.index("C")
 
 
-def per_channel(vector, ndim, axis):
-    shape = [1] * ndim
-    shape[axis] = -1
-    return np.asarray(vector, np.float64).reshape(shape)
+def batch_axis(layout):
+    return 0 if layout in (None, "N...C") else layout.index("N")
 
 
-def stats(x, layout=None):
-    """Mean and biased variance of each channel, two passes."""
-    axis = channel_axis(x.ndim, layout)
-    axes = tuple(i for i in range(x.ndim) if i != axis)
+def first_axes(x, layout):
+    """A view with the axes N, C first."""
+    return np.moveaxis(x, (batch_axis(layout), channel_axis(x.ndim, layout)), (0, 1))
+
+
+def see(op, x, what=None, layout=None):
+    """x as the operation sees it: (float64 array, reduced axes, axes of its parameters).
+
+    `what` is the normalized_shape of layer and rms norm, the num_groups of group norm.
+    """
     x = x.astype(np.float64)
-    mean = x.mean(axes)
-    return mean, ((x - per_channel(mean, x.ndim, axis)) ** 2).mean(axes)
+    if op == "batch":
+        axis = channel_axis(x.ndim, layout)
+        return x, tuple(i for i in range(x.ndim) if i != axis), (axis,)
+    if op in ("layer", "rms"):
+        trailing = tuple(range(x.ndim - np.size(what), x.ndim))
+        return x, trailing, trailing
+    # Channel c is number c % (C / G) of group c // (C / G); an instance is a group of one.
+    x = first_axes(x, layout)
+    groups = x.shape[1] if op == "instance" else what
+    x = x.reshape(x.shape[0], groups, x.shape[1] // groups if groups else 1, *x.shape[2:])
+    return x, tuple(range(2, x.ndim)), (1, 2)
 
 
-def normalise(x, mean, var, weight=None, bias=None, eps=1e-5, layout=None):
-    axis = channel_axis(x.ndim, layout)
-    channels = x.shape[axis]
-    weight = np.ones(channels) if weight is None else weight
-    bias = np.zeros(channels) if bias is None else bias
-    mean, var, weight, bias = (per_channel(v, x.ndim, axis) for v in (mean, var, weight, bias))
-    return (x.astype(np.float64) - mean) / np.sqrt(var + eps) * weight + bias
+def unsee(seen, op, x, layout=None):
+    """What was computed from `see(x)`, in the shape of x."""
+    if op in ("batch", "layer", "rms"):
+        return seen
+    axes = batch_axis(layout), channel_axis(x.ndim, layout)
+    return np.moveaxis(seen.reshape(first_axes(x, layout).shape), (0, 1), axes)
+
+
+def along(vector, seen, axes, missing):
+    """A parameter, so that it meets its elements of `seen`; `missing` stands for None."""
+    if vector is None:
+        return np.float64(missing)
+    others = tuple(i for i in range(seen.ndim) if i not in axes)
+    vector = np.asarray(vector).astype(np.float64)
+    return np.expand_dims(vector.reshape([seen.shape[i] for i in axes]), others)
+
+
+def moments(op, x, what=None, layout=None):
+    """Mean and biased variance of each group, two passes; for rms 0 and the mean square."""
+    seen, reduced, _ = see(op, x, what, layout)
+    mean = np.asarray(seen.mean(reduced))
+    if op == "rms":
+        mean = np.zeros_like(mean)
+    return mean, np.asarray(((seen - np.expand_dims(mean, reduced)) ** 2).mean(reduced))
+
+
+def forward(op, x, mean, var, weight=None, bias=None, eps=1e-5, what=None, layout=None):
+    """Return y."""
+    seen, reduced, varying = see(op, x, what, layout)
+    mean, var = (np.expand_dims(np.asarray(v, np.float64), reduced) for v in (mean, var))
+    weight, bias = along(weight, seen, varying, 1), along(bias, seen, varying, 0)
+    return unsee((seen - mean) / np.sqrt(var + eps) * weight + bias, op, x, layout)
+
+
+def gradients(op, dy, x, mean, invstd, weight=None, training=True, what=None, layout=None):
+    """Return the gradients with respect to x, weight and bias."""
+    seen, reduced, varying = see(op, x, what, layout)
+    dy = see(op, dy, what, layout)[0]
+    mean, invstd = (np.expand_dims(np.asarray(v, np.float64), reduced) for v in (mean, invstd))
+    xhat = (seen - mean) * invstd
+    others = tuple(i for i in range(seen.ndim) if i not in varying)
+    dbias = dy.sum(others)
+    dweight = (dy * xhat).sum(others)
+    if op in ("group", "instance"):
+        dweight, dbias = dweight.reshape(-1), dbias.reshape(-1)
+    dxhat = dy * along(weight, seen, varying, 1)
+    dx = dxhat
+    if training:
+        dx = dx - xhat * (dxhat * xhat).mean(reduced, keepdims=True)
+        if op != "rms":
+            dx = dx - dxhat.mean(reduced, keepdims=True)
+    return unsee(invstd * dx, op, x, layout), dweight, dbias
 
 
 def running(old, new, momentum):
     return (1 - momentum) * old.astype(np.float64) + momentum * new
 
 
+# Batch norm by its own names.
+
+
+def stats(x, layout=None):
+    return moments("batch", x, layout=layout)
+
+
+def normalise(x, mean, var, weight=None, bias=None, eps=1e-5, layout=None):
+    return forward("batch", x, mean, var, weight, bias, eps, layout=layout)
+
+
 def backward(dy, x, mean, invstd, weight=None, training=True, layout=None):
-    """Gradients with respect to x, weight and bias."""
-    axis = channel_axis(x.ndim, layout)
-    axes = tuple(i for i in range(x.ndim) if i != axis)
-    dy = dy.astype(np.float64)
-    weight = np.ones(x.shape[axis]) if weight is None else weight
-    mean, invstd, weight = (per_channel(v, x.ndim, axis) for v in (mean, invstd, weight))
-    xhat = (x.astype(np.float64) - mean) * invstd
-    dbias = dy.sum(axes)
-    dweight = (dy * xhat).sum(axes)
-    dxhat = dy * weight
-    if not training:
-        return dxhat * invstd, dweight, dbias
-    dx = invstd * (
-        dxhat - dxhat.mean(axes, keepdims=True) - xhat * (dxhat * xhat).mean(axes, keepdims=True)
-    )
-    return dx, dweight, dbias
+    return gradients("batch", dy, x, mean, invstd, weight, training, layout=layout)

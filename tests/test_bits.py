@@ -4,10 +4,7 @@
 Compared byte by byte, NaN payloads included where there are none.
 """
 
-import ctypes
 import itertools
-import platform
-import sys
 
 import numpy as np
 import pytest
@@ -190,20 +187,6 @@ def test_a_neighbours_nan_changes_nothing(level, dtype):
                 np.moveaxis(grad_b, 1 if grad_b.ndim > 1 else 0, 0),
             )
             assert grad_a[clean].tobytes() == grad_b[clean].tobytes()
-
-
-@pytest.fixture
-def flushing():
-    """The calling thread rounds upwards and flushes subnormals, as x86 can."""
-    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
-        pytest.skip("sets the control register of an x86 CPU through glibc's fenv_t")
-    libm = ctypes.CDLL("libm.so.6")
-    before, changed = (ctypes.c_uint32 * 8)(), (ctypes.c_uint32 * 8)()
-    libm.fegetenv(before)
-    libm.fegetenv(changed)
-    changed[7] |= 0x8040 | 0x4000
-    yield lambda on: libm.fesetenv(changed if on else before)
-    libm.fesetenv(before)
 
 
 def test_the_floating_point_environment_of_the_caller(level, dtype, flushing, always_parallel):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the package says of itself; levels; the import."""
 
+import inspect
+
 import numpy as np
 import pytest
 from processes import run
@@ -52,12 +54,12 @@ def test_levels_that_are_unknown_or_missing():
             run(OLDER_CPU.format(level=1))
 
 
-def test_every_built_level_has_both_dtypes():
+def test_every_built_level_has_every_dtype(any_dtype):
+    x = np.ones((2, 3), any_dtype)
     for level in _dispatch.runnable():
         with _dispatch.using(level):
-            for dtype in (np.float32, np.float64):
-                x = np.ones((2, 3), dtype)
-                assert (fastbn.batch_norm(x, np.ones(3), np.ones(3)) == 0).all()
+            assert (fastbn.batch_norm(x, np.ones(3), np.ones(3)) == 0).all()
+            assert (fastbn.layer_norm(x, 3) == 0).all()
     assert fastbn.show_config()["isa"] == _dispatch.runnable()[0]
 
 
@@ -74,9 +76,59 @@ def test_import_brings_no_other_package():
 
 def test_public_names():
     assert sorted(fastbn.__all__) == sorted(
-        ["BatchNorm", "BatchStats", "__version__", "batch_norm", "batch_norm_backward",
-         "batch_norm_forward", "batch_stats", "get_num_threads", "set_num_threads", "show_config",
-         "threads"]
+        ["BatchNorm", "BatchStats", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm",
+         "__version__", "batch_norm", "batch_norm_backward", "batch_norm_forward", "batch_stats",
+         "get_num_threads", "group_norm", "group_norm_backward", "group_norm_forward",
+         "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
+         "layer_norm_backward", "layer_norm_forward", "rms_norm", "rms_norm_backward",
+         "rms_norm_forward", "set_num_threads", "show_config", "threads"]
     )  # fmt: skip
     for name in fastbn.__all__:
         assert hasattr(fastbn, name)
+
+
+# Order, defaults and keywords: those of PyTorch's functions and modules, where it has them.
+SIGNATURES = {
+    "layer_norm": "x, normalized_shape, weight=None, bias=None, eps=1e-05, *, out=None",
+    "layer_norm_backward": "dy, x, mean, invstd, normalized_shape, weight=None, *, out=None",
+    "rms_norm": "x, normalized_shape, weight=None, eps=None, *, out=None",
+    "rms_norm_backward": "dy, x, invrms, normalized_shape, weight=None, *, out=None",
+    "group_norm": "x, num_groups, weight=None, bias=None, eps=1e-05, *, layout=None, out=None",
+    "group_norm_backward": (
+        "dy, x, mean, invstd, num_groups, weight=None, *, layout=None, out=None"
+    ),
+    "instance_norm": (
+        "x, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, "
+        "momentum=0.1, eps=1e-05, *, layout=None, out=None"
+    ),
+    "instance_norm_forward": (
+        "x, weight=None, bias=None, *, running_mean=None, running_var=None, "
+        "use_input_stats=True, momentum=0.1, eps=1e-05, layout=None, out=None"
+    ),
+    "instance_norm_backward": "dy, x, mean, invstd, weight=None, *, layout=None, out=None",
+    "LayerNorm": "normalized_shape, eps=1e-05, elementwise_affine=True, bias=True, *, dtype",
+    "RMSNorm": "normalized_shape, eps=None, elementwise_affine=True, *, dtype",
+    "GroupNorm": "num_groups, num_channels, eps=1e-05, affine=True, *, layout=None, dtype",
+    "InstanceNorm": (
+        "num_features, eps=1e-05, momentum=0.1, affine=False, track_running_stats=False, "
+        "*, layout=None, dtype"
+    ),
+}
+SIGNATURES["layer_norm_forward"] = SIGNATURES["layer_norm"]
+SIGNATURES["rms_norm_forward"] = SIGNATURES["rms_norm"]
+SIGNATURES["group_norm_forward"] = SIGNATURES["group_norm"]
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name):
+    parts = []
+    for parameter in inspect.signature(getattr(fastbn, name)).parameters.values():
+        if parameter.kind == parameter.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        if parameter.name == "dtype":
+            assert parameter.default is np.float32
+            parts.append("dtype")
+        else:
+            default = "" if parameter.default is parameter.empty else f"={parameter.default}"
+            parts.append(parameter.name + default)
+    assert ", ".join(parts) == SIGNATURES[name]

@@ -1,28 +1,55 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The oracle against finite differences: it shares no line with what it checks."""
+"""The oracle against finite differences and plain loops: it shares no line with them."""
+
+import itertools
 
 import numpy as np
 import oracle
 import pytest
 
+# (operation, shape, normalized_shape or num_groups, layout, shape of its parameters)
+CASES = [
+    ("batch", (2, 3, 3, 2), None, None, 3),
+    ("batch", (2, 2, 2, 3), None, "NHWC", 3),
+    ("layer", (3, 5), (5,), None, 5),
+    ("layer", (2, 3, 2, 4), (2, 4), None, (2, 4)),
+    ("layer", (2, 3, 4), 4, None, 4),
+    ("rms", (3, 5), 5, None, 5),
+    ("rms", (2, 3, 2, 4), (3, 2, 4), None, (3, 2, 4)),
+    ("group", (2, 6, 3), 2, None, 6),
+    ("group", (2, 4, 2, 3), 4, None, 4),
+    ("group", (3, 4), 1, None, 4),
+    ("group", (2, 2, 3, 4), 2, "NHWC", 4),
+    ("group", (4, 2, 3), 2, "CNL", 4),
+    ("group", (3, 2, 4), 2, "LNC", 4),
+    ("instance", (2, 3, 5), None, None, 3),
+    ("instance", (2, 4, 3), None, "N...C", 3),
+    ("instance", (3, 2, 3, 2), None, "CNHW", 3),
+    ("instance", (2, 3, 2, 2), None, "HWNC", 2),
+]
+
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("layout", [None, "NHWC"])
-def test_backward_is_the_derivative_of_forward(training, layout):
+@pytest.mark.parametrize(("op", "shape", "what", "layout", "parameters"), CASES)
+def test_backward_is_the_derivative_of_forward(op, shape, what, layout, parameters, training):
     rng = np.random.default_rng(1)
-    x, dy = rng.standard_normal((2, 3, 3, 2, 3))
-    channels = 3
-    weight, bias = rng.standard_normal((2, channels))
-    fixed = rng.standard_normal(channels), rng.random(channels) + 0.5
+    x, dy = rng.standard_normal((2, *shape))
+    weight, bias = rng.standard_normal((2, *np.atleast_1d(parameters)))
+    groups = oracle.moments(op, x, what, layout)[0].shape
+    fixed = rng.standard_normal(groups) * (op != "rms"), rng.random(groups) + 0.5
 
     def loss(x, weight, bias):
-        mean, var = oracle.stats(x, layout) if training else fixed
-        return (oracle.normalise(x, mean, var, weight, bias, layout=layout) * dy).sum()
+        mean, var = oracle.moments(op, x, what, layout) if training else fixed
+        y = oracle.forward(op, x, mean, var, weight, bias, what=what, layout=layout)
+        return (y * dy).sum()
 
-    mean, var = oracle.stats(x, layout) if training else fixed
-    gradients = oracle.backward(dy, x, mean, 1 / np.sqrt(var + 1e-5), weight, training, layout)
     arguments = [x, weight, bias]
+    mean, var = oracle.moments(op, x, what, layout) if training else fixed
+    gradients = oracle.gradients(
+        op, dy, x, mean, 1 / np.sqrt(var + 1e-5), weight, training, what, layout
+    )
     for k, gradient in enumerate(gradients):
+        assert gradient.shape == arguments[k].shape
         for index in np.ndindex(gradient.shape):
             step = np.zeros_like(arguments[k])
             step[index] = 1e-6
@@ -30,3 +57,51 @@ def test_backward_is_the_derivative_of_forward(training, layout):
             up[k], down[k] = arguments[k] + step, arguments[k] - step
             slope = (loss(*up) - loss(*down)) / 2e-6
             assert gradient[index] == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def plain(values, weight, bias, eps, rms):
+    # One group, given as three lists of numbers.
+    centre = 0 if rms else sum(values) / len(values)
+    square = sum((value - centre) ** 2 for value in values) / len(values)
+    return [
+        (v - centre) / (square + eps) ** 0.5 * w + b
+        for v, w, b in zip(values, weight, bias, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("op", "shape", "what", "layout", "parameters"), CASES)
+def test_forward_is_the_formula_for_each_group(op, shape, what, layout, parameters):
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(shape)
+    weight, bias = rng.standard_normal((2, *np.atleast_1d(parameters)))
+    # Which group each element is in, and which parameter it meets, said letter by letter.
+    letters = {None: "NCHW", "N...C": "NLC"}.get(layout, layout)[: len(shape)]
+    group, parameter = {}, {}
+    for index in itertools.product(*map(range, shape)):
+        at = dict(zip(letters, index, strict=True))
+        parameter[index] = at["C"]
+        if op == "batch":
+            key = at["C"]
+        elif op in ("layer", "rms"):
+            cut = len(shape) - weight.ndim
+            key, parameter[index] = index[:cut], index[cut:]
+        else:
+            size = 1 if op == "instance" else weight.size // what
+            key = at["N"], at["C"] // size
+        group.setdefault(key, []).append(index)
+    expected = np.empty(shape)
+    for members in group.values():
+        values = plain(
+            [x[i] for i in members],
+            [weight[parameter[i]] for i in members],
+            [0 if op == "rms" else bias[parameter[i]] for i in members],
+            0.01,
+            op == "rms",
+        )
+        for i, value in zip(members, values, strict=True):
+            expected[i] = value
+    mean, var = oracle.moments(op, x, what, layout)
+    assert mean.size == len(group)
+    bias = None if op == "rms" else bias
+    y = oracle.forward(op, x, mean, var, weight, bias, 0.01, what, layout)
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,11 @@ import itertools
 import os
 
 import numpy as np
+import oracle
 import pytest
+from arrays import assert_near, batch
+from cases import TOLERANCE as FLOAT32
+from cases import Case
 
 import fastbn
 
@@ -127,3 +131,251 @@ def test_gradients_agree_with_double_precision_autograd(level):
         size = float(tensors[0].grad.abs().max())
         np.testing.assert_allclose(dx, tensors[0].grad.numpy(), atol=1e-6 * max(1, size))
         np.testing.assert_allclose(dweight, tensors[1].grad.numpy(), atol=1e-5 * np.abs(dy).sum())
+
+
+# ---- the siblings -------------------------------------------------------------------
+
+SIBLINGS = [
+    Case("layer", (4, 10), 10),
+    Case("layer", (20, 5, 10), 10),
+    Case("layer", (5, 4, 10, 10), (4, 10, 10)),
+    Case("layer", (3, 2, 7, 5), (7, 5)),
+    Case("layer", (64, 768), 768),
+    Case("rms", (4, 10), 10),
+    Case("rms", (3, 2, 7, 5), (7, 5)),
+    Case("rms", (64, 768), 768),
+    Case("group", (4, 6, 5), 3),
+    Case("group", (4, 6, 5, 5), 1),
+    Case("group", (4, 6, 5, 5), 6),
+    Case("group", (4, 12), 3),
+    Case("group", (2, 32, 14, 14), 8),
+    Case("instance", (4, 3, 15)),
+    Case("instance", (2, 3, 6, 6)),
+    Case("instance", (2, 3, 4, 4, 4)),
+    Case("instance", (2, 32, 14, 14)),
+]
+
+
+def theirs(case, x, weight, bias, eps=1e-5):
+    functional = torch.nn.functional
+    if case.op == "layer":
+        return functional.layer_norm(x, case.parameter_shape, weight, bias, eps)
+    if case.op == "rms":
+        return functional.rms_norm(x, case.parameter_shape, weight, eps)
+    if case.op == "group":
+        return functional.group_norm(x, case.what, weight, bias, eps)
+    return functional.instance_norm(x, weight=weight, bias=bias, eps=eps)
+
+
+def double_precision(case, x, dy, weight, bias, eps=1e-5):
+    """y and the gradients of PyTorch's autograd in float64, of the numbers as they are."""
+    tensors = [
+        None if a is None else torch.tensor(a.astype(np.float64), requires_grad=True)
+        for a in (x, weight, bias)
+    ]
+    y = theirs(case, *tensors, eps)
+    y.backward(torch.tensor(dy.astype(np.float64)))
+    gradients = [None if t is None or t.grad is None else t.grad.numpy() for t in tensors]
+    return y.detach().numpy(), gradients
+
+
+def to_torch(array):
+    """A tensor of the same numbers; NumPy's bfloat16 by its patterns."""
+    if array is None or array.dtype != "bfloat16":
+        return None if array is None else torch.tensor(array)
+    return torch.tensor(array.view(np.uint16)).view(torch.bfloat16)
+
+
+def to_numpy(tensor):
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view("bfloat16")
+    return tensor.numpy()
+
+
+@pytest.mark.parametrize("case", SIBLINGS, ids=str)
+def test_the_oracle_itself(case):
+    x, dy = case.batch("float64"), case.gradient("float64")
+    weight, bias = case.parameters("float64")
+    bias = bias if case.has_mean else None
+    y, gradients = double_precision(case, x, dy, weight, bias)
+    mean, var = oracle.moments(case.op, x, case.what)
+    mine = oracle.forward(case.op, x, mean, var, weight, bias, what=case.what)
+    np.testing.assert_allclose(mine, y, atol=1e-13)
+    mine = oracle.gradients(case.op, dy, x, mean, 1 / np.sqrt(var + 1e-5), weight, what=case.what)
+    for k, other in enumerate(gradients):
+        if other is not None:
+            np.testing.assert_allclose(mine[k], other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("case", SIBLINGS, ids=str)
+def test_siblings_agree_with_double_precision_autograd(level, any_dtype, case, affine):
+    x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    weight, bias = case.parameters("float64") if affine else (None, None)
+    bias = bias if case.has_mean else None
+    exact, gradients = double_precision(case, x, dy, weight, bias)
+    y, saved = case.forward(x, weight, bias, eps=1e-5)
+    assert_near(y, exact, 2 * FLOAT32[any_dtype])
+    mine = case.backward(dy, x, saved, weight)
+    size = [1 + 4 * float(saved[-1].max())] + 2 * [4 * float(np.abs(dy).astype(float).sum())]
+    for k, gradient in enumerate(mine):
+        if gradients[k] is not None:
+            assert_near(gradient, gradients[k], FLOAT32[any_dtype] * size[k])
+
+
+@pytest.mark.parametrize("case", SIBLINGS, ids=str)
+def test_siblings_agree_with_the_same_dtype(level, any_dtype, case):
+    x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    weight, bias = case.parameters(any_dtype)
+    bias = bias if case.has_mean else None
+    tensors = [to_torch(a) for a in (x, weight, bias)]
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.requires_grad = True
+    other = theirs(case, *tensors)
+    other.backward(to_torch(dy))
+    y, saved = case.forward(x, weight, bias, eps=1e-5)
+    # They round more often than once: a few of the last digit, of numbers up to 8.
+    digit = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 1e-6, "float64": 1e-15}
+    digit = digit[any_dtype]
+    assert y.dtype == to_numpy(other).dtype
+    assert (np.abs(y.astype(float) - to_numpy(other).astype(float)) <= 8 * digit).all()
+    for mine, tensor in zip(case.backward(dy, x, saved, weight), tensors, strict=False):
+        grad = to_numpy(tensor.grad)
+        assert mine.dtype == grad.dtype
+        assert mine.shape == grad.shape
+        room = 16 * digit * (1 + np.abs(grad.astype(float)).max())
+        assert (np.abs(mine.astype(float) - grad.astype(float)) <= room).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 15), (2, 3, 6, 6)])
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, 0.75])
+def test_running_statistics_of_instances(level, dtype, shape, momentum):
+    rng = np.random.default_rng(8)
+    x = batch(shape, dtype)
+    running = [rng.standard_normal(3).astype(dtype), rng.random(3).astype(dtype) + 1]
+    others = [torch.tensor(a) for a in running]
+    expected = torch.nn.functional.instance_norm(torch.tensor(x), *others, momentum=momentum)
+    y = fastbn.instance_norm(x, *running, momentum=momentum)
+    tolerance = TOLERANCE[dtype]
+    np.testing.assert_allclose(y, expected.numpy(), atol=tolerance)
+    for mine, other in zip(running, others, strict=True):
+        np.testing.assert_allclose(mine, other.numpy(), atol=tolerance)
+    expected = torch.nn.functional.instance_norm(torch.tensor(x), *others, use_input_stats=False)
+    y = fastbn.instance_norm(x, *running, use_input_stats=False)
+    np.testing.assert_allclose(y, expected.numpy(), atol=10 * tolerance)
+
+
+def test_infinities_and_nans_as_theirs(level):
+    for bad in (np.inf, -np.inf, np.nan):
+        for case in (Case("layer", (3, 20), 20), Case("rms", (3, 20), 20),
+                     Case("group", (3, 6, 5), 2), Case("instance", (3, 4, 5))):  # fmt: skip
+            x = case.batch("float32")
+            x[1, 3] = bad
+            expected = theirs(case, torch.tensor(x), None, None).numpy()
+            y = case.forward(x, eps=1e-5)[0]
+            np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+            np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+SIBLING_LAYERS = [
+    (lambda: torch.nn.LayerNorm((6, 5)), lambda: fastbn.LayerNorm((6, 5))),
+    (lambda: torch.nn.LayerNorm(5, 1e-3), lambda: fastbn.LayerNorm(5, 1e-3)),
+    (lambda: torch.nn.LayerNorm(5, bias=False), lambda: fastbn.LayerNorm(5, bias=False)),
+    (
+        lambda: torch.nn.LayerNorm(5, elementwise_affine=False),
+        lambda: fastbn.LayerNorm(5, elementwise_affine=False),
+    ),
+    (lambda: torch.nn.RMSNorm(5), lambda: fastbn.RMSNorm(5)),
+    (lambda: torch.nn.RMSNorm([6, 5], 1e-3), lambda: fastbn.RMSNorm([6, 5], 1e-3)),
+    (
+        lambda: torch.nn.RMSNorm(5, elementwise_affine=False),
+        lambda: fastbn.RMSNorm(5, elementwise_affine=False),
+    ),
+    (lambda: torch.nn.GroupNorm(2, 4), lambda: fastbn.GroupNorm(2, 4)),
+    (lambda: torch.nn.GroupNorm(4, 4, 1e-3), lambda: fastbn.GroupNorm(4, 4, 1e-3)),
+    (
+        lambda: torch.nn.GroupNorm(1, 4, affine=False),
+        lambda: fastbn.GroupNorm(1, 4, affine=False),
+    ),
+    (lambda: torch.nn.InstanceNorm2d(4), lambda: fastbn.InstanceNorm(4)),
+    (
+        lambda: torch.nn.InstanceNorm2d(4, 1e-3, 0.3, True, True),
+        lambda: fastbn.InstanceNorm(4, 1e-3, 0.3, True, True),
+    ),
+]
+
+
+@pytest.mark.parametrize(("make_theirs", "make_mine"), SIBLING_LAYERS)
+def test_sibling_layers_over_several_batches(make_theirs, make_mine):
+    theirs, mine = make_theirs(), make_mine()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter)
+    mine.load_state_dict({k: v.numpy() for k, v in theirs.state_dict().items()})
+    rng = np.random.default_rng(9)
+    for _ in range(3):
+        x, dy = (rng.standard_normal((3, 4, 6, 5)).astype(np.float32) for _ in range(2))
+        tensor = torch.tensor(x, requires_grad=True)
+        theirs.zero_grad()
+        expected = theirs(tensor)
+        expected.backward(torch.tensor(dy))
+        np.testing.assert_allclose(mine(x), expected.detach().numpy(), atol=2e-5)
+        np.testing.assert_allclose(mine.backward(dy), tensor.grad.numpy(), atol=5e-5)
+        for name, parameter in theirs.named_parameters():
+            gradient = getattr(mine, f"{name}_grad")
+            np.testing.assert_allclose(gradient, parameter.grad.numpy(), atol=1e-4)
+    state = mine.state_dict()
+    assert list(state) == list(theirs.state_dict())
+    for name, value in theirs.state_dict().items():
+        assert state[name].dtype == value.numpy().dtype
+        assert state[name].shape == tuple(value.shape)
+        if name != "num_batches_tracked":  # PyTorch's instance norm never counts
+            np.testing.assert_allclose(state[name], value.numpy(), atol=1e-5)
+    # And back.
+    back = make_theirs()
+    back.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+    x = rng.standard_normal((3, 4, 6, 5)).astype(np.float32)
+    expected = back.eval()(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(mine.eval()(x), expected, atol=2e-5)
+
+
+def test_channels_last_memory_of_siblings():
+    shape = 4, 6, 9, 8
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    for case in (Case("group", shape, 2), Case("instance", shape),
+                 Case("layer", shape, (6, 9, 8)), Case("layer", shape, 8)):  # fmt: skip
+        expected = theirs(case, x, None, None)
+        y = case.forward(x.numpy())[0]
+        np.testing.assert_allclose(y, expected.numpy(), atol=1e-5)
+
+
+def test_tensors_are_refused_by_name():
+    tensor = torch.zeros(2, 4)
+    x = np.zeros((2, 4), np.float32)
+    for call in (
+        lambda: fastbn.layer_norm(tensor, 4),
+        lambda: fastbn.rms_norm(tensor, 4),
+        lambda: fastbn.group_norm(tensor, 2),
+        lambda: fastbn.instance_norm(tensor),
+    ):
+        with pytest.raises(TypeError, match=r"x: .*torch.*x\.detach\(\)\.numpy\(\)"):
+            call()
+    with pytest.raises(TypeError, match=r"weight: .*\.numpy\(\)"):
+        fastbn.layer_norm(x, 4, torch.zeros(4))
+
+
+def test_batches_of_half_types_agree(level, half):
+    case = Case("batch", (8, 6, 9, 5))
+    x, dy = case.batch(half), case.gradient(half)
+    weight, bias = case.parameters("float32")
+    tensors = [to_torch(a) for a in (x, weight, bias)]
+    double = [t.double().requires_grad_() for t in tensors]
+    other = torch.nn.functional.batch_norm(double[0], None, None, *double[1:], training=True)
+    other.backward(to_torch(dy).double())
+    y, mean, invstd = fastbn.batch_norm_forward(x, weight, bias)
+    assert_near(y, other.detach().numpy(), 2 * FLOAT32[half])
+    mine = fastbn.batch_norm_backward(dy, x, mean, invstd, weight)
+    assert_near(mine[0], double[0].grad.numpy(), 2 * FLOAT32[half])
+    for gradient, tensor in zip(mine[1:], double[1:], strict=True):
+        np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=1e-5, atol=1e-4)

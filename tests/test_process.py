@@ -207,7 +207,7 @@ def test_a_long_call_is_interrupted(threads):
 
 
 @needs_signals
-@pytest.mark.parametrize("operation", ["training", "inference", "backward", "copies"])
+@pytest.mark.parametrize("operation", ["training", "instances", "inference", "backward", "copies"])
 def test_an_interrupted_call_leaves_running_statistics_alone(operation):
     shape = (48, 64, 128, 128)
     x = np.broadcast_to(np.ones((1, *shape[1:]), np.float32), shape)
@@ -215,6 +215,7 @@ def test_an_interrupted_call_leaves_running_statistics_alone(operation):
     running = np.zeros(64), np.ones(64, np.float32)
     calls = {
         "training": lambda: fastbn.batch_norm(x, *running, training=True, out=y),
+        "instances": lambda: fastbn.instance_norm(x, *running, out=y),
         "inference": lambda: fastbn.batch_norm(x, *running, out=y),
         "backward": lambda: fastbn.batch_norm_backward(x, x, *running, out=y),
     }

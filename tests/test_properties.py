@@ -85,3 +85,89 @@ def test_the_order_of_axes_in_memory_changes_values_by_rounding_only(x, order):
     np.testing.assert_allclose(b.var(), a.var(), rtol=6e-7, atol=1e-10 * spread(x) ** 2)
     y = fastbn.batch_norm(view, None, None, training=True)
     assert y.strides == np.empty_like(view).strides or min(x.shape) == 1
+
+
+def rows(dtype=np.float32):
+    shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=33)
+    return hnp.arrays(dtype, shapes, elements=NUMBERS)
+
+
+@given(rows(), st.integers(-64, 64), st.integers(-20, 20))
+def test_layer_norm_does_not_see_a_shift_or_a_scale(x, shift, exponent):
+    # On a grid on which both are exact. eps is scaled along.
+    x, scale = np.round(x * 16) / 16, 2.0**exponent
+    n = x.shape[-1]
+    y, mean, invstd = fastbn.layer_norm_forward(x, n)
+    moved = (x + np.float32(shift)) * np.float32(scale)
+    y2, mean2, invstd2 = fastbn.layer_norm_forward(moved, n, eps=1e-5 * scale**2)
+    np.testing.assert_allclose(y2, y, atol=1e-5)
+    np.testing.assert_allclose(mean2, (mean + shift) * scale, atol=1e-6 * spread(x) * scale)
+    np.testing.assert_allclose(invstd2 * scale, invstd, rtol=6e-7)
+
+
+@given(rows(), st.integers(-20, 20))
+def test_rms_norm_does_not_see_a_scale(x, exponent):
+    scale = 2.0**exponent
+    y, invrms = fastbn.rms_norm_forward(x, x.shape[-1], eps=1e-5)
+    scaled = x * np.float32(scale)
+    y2, invrms2 = fastbn.rms_norm_forward(scaled, x.shape[-1], eps=1e-5 * scale**2)
+    np.testing.assert_allclose(y2, y, atol=1e-5)
+    np.testing.assert_allclose(invrms2 * scale, invrms, rtol=6e-7)
+
+
+@given(rows())
+def test_layer_norm_is_rms_norm_of_what_has_mean_zero(x):
+    # Each value beside its negative: the mean is 0, and the variance the mean square.
+    both = np.stack([x, -x], axis=-1)
+    y = fastbn.layer_norm(both, both.shape[-2:])
+    expected = fastbn.rms_norm(both, both.shape[-2:], eps=1e-5)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@given(batches())
+def test_one_group_is_layer_norm_and_one_channel_each_is_instance_norm(x):
+    if x[0].size > 1:
+        one = fastbn.group_norm_forward(x, 1)
+        layer = fastbn.layer_norm_forward(x, x.shape[1:])
+        for mine, other in zip(one, layer, strict=True):
+            np.testing.assert_allclose(mine.ravel(), other.ravel(), rtol=1e-5, atol=1e-5)
+    if x[0, 0].size > 1:
+        weight, bias = np.linspace(1, 2, x.shape[1]), np.linspace(-1, 1, x.shape[1])
+        each = fastbn.group_norm_forward(x, x.shape[1], weight, bias)
+        instance = fastbn.instance_norm_forward(x, weight, bias)
+        for mine, other in zip(each, instance, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+
+
+@given(batches())
+def test_batch_norm_of_each_sample_is_instance_norm(x):
+    if x[0, 0].size == 1:
+        return
+    weight, bias = np.linspace(1, 2, x.shape[1]), np.linspace(-1, 1, x.shape[1])
+    y, mean, invstd = fastbn.instance_norm_forward(x, weight, bias)
+    dx, dweight, dbias = fastbn.instance_norm_backward(x, x, mean, invstd, weight)
+    sums = np.zeros((2, x.shape[1]))
+    for n in range(len(x)):
+        one = x[n : n + 1]
+        expected, m, i = fastbn.batch_norm_forward(one, weight, bias)
+        np.testing.assert_allclose(y[n : n + 1], expected, atol=1e-5)
+        np.testing.assert_allclose(mean[n], m, rtol=1e-6, atol=1e-6 * spread(x))
+        gradients = fastbn.batch_norm_backward(one, one, m, i, weight)
+        room = 1e-5 * (1 + spread(x) * float(i.max()))
+        np.testing.assert_allclose(dx[n : n + 1], gradients[0], atol=room)
+        sums += gradients[1:]
+    room = 1e-5 * float(np.abs(x).sum()) + 1e-6
+    np.testing.assert_allclose(dweight, sums[0], atol=room * (1 + float(np.abs(y).max())))
+    np.testing.assert_allclose(dbias, sums[1], atol=room)
+
+
+@given(rows(), st.randoms(use_true_random=False))
+def test_gradients_of_a_row_are_orthogonal_to_what_is_normalised_away(x, random):
+    rng = np.random.default_rng(random.randrange(2**32))
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    n = x.shape[-1]
+    _, mean, invstd = fastbn.layer_norm_forward(x, n, eps=1e-3)
+    dx, _, dbias = fastbn.layer_norm_backward(dy, x, mean, invstd, n)
+    room = 1e-5 * n * (1 + float(invstd.max()))
+    np.testing.assert_allclose(dx.sum(-1, dtype=np.float64), 0, atol=room)
+    np.testing.assert_allclose(dbias, dy.reshape(-1, n).sum(0, dtype=float), atol=1e-4 * x.size)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import batch
+from cases import Case
 from processes import run
 
 import fastbn
@@ -260,13 +261,22 @@ def test_a_small_stack_is_enough():
     results = []
 
     def work():
-        for dtype in (np.float32, np.float64):
+        for dtype in (np.float16, np.float32, np.float64):
             planes = batch((64, 8, 7, 7), dtype)
             rows = batch((64, 7, 7, 15), dtype)[::2]  # apart, so gathered first
             for x, layout in (planes, None), (rows, "NHWC"):
-                x[::16] = 1e6
-                _, mean, invstd = fastbn.batch_norm_forward(x, layout=layout)
-                results.append(fastbn.batch_norm_backward(x, x, mean, invstd, layout=layout)[0])
+                x[::16] = 1e6 if dtype != np.float16 else 6e4
+                for case in (
+                    Case("batch", x.shape, layout=layout),
+                    Case("layer", x.shape, x.shape[-1]),
+                    Case("layer", x.shape, x.shape[1:]),
+                    Case("rms", x.shape, x.shape[1:]),
+                    Case("group", x.shape, 1, layout),
+                    Case("instance", x.shape, layout=layout),
+                ):
+                    weight, bias = case.parameters(dtype)
+                    _, saved = case.forward(x, weight, bias)
+                    results.append(case.backward(x, x, saved, weight)[0])
 
     before = threading.stack_size(128 * 1024)
     try:
@@ -275,7 +285,7 @@ def test_a_small_stack_is_enough():
         thread.join()
     finally:
         threading.stack_size(before)
-    assert len(results) == 4
+    assert len(results) == 3 * 2 * 6
 
 
 def test_calls_from_many_threads_at_once():
@@ -285,6 +295,21 @@ def test_calls_from_many_threads_at_once():
         for _ in range(3):
             results = pool.map(lambda x: fastbn.batch_norm(x, None, None, training=True), batches)
             assert [y.tobytes() for y in results] == expected
+
+
+def test_siblings_from_many_threads_at_once():
+    cases = [Case("layer", BIG, BIG[1:]), Case("rms", BIG, 64), Case("group", BIG, 4),
+             Case("instance", BIG)]  # fmt: skip
+    x = batch(BIG, "float32")
+
+    def both(case):
+        y, saved = case.forward(x)
+        return [part.tobytes() for part in (y, *saved, *case.backward(x, x, saved))]
+
+    expected = [both(case) for case in cases]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert list(pool.map(both, cases)) == expected
 
 
 def test_layers_that_share_arrays_from_many_threads():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batch normalisation for NumPy arrays, on the CPU, at the speed of memory.
+"""Batch, layer, RMS, group and instance norm for NumPy arrays, on the CPU.
 
 The public names, nothing else.
 """
@@ -8,19 +8,52 @@ from fastbn import _forks  # noqa: F401  It has to look before OpenMP is loaded.
 from fastbn._build import VERSION as __version__
 from fastbn._dispatch import show_config
 from fastbn._threads import get_num_threads, set_num_threads, threads
-from fastbn.functional import batch_norm, batch_norm_backward, batch_norm_forward, batch_stats
-from fastbn.layers import BatchNorm
+from fastbn.functional import (
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_stats,
+    group_norm,
+    group_norm_backward,
+    group_norm_forward,
+    instance_norm,
+    instance_norm_backward,
+    instance_norm_forward,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_forward,
+)
+from fastbn.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from fastbn.stats import BatchStats
 
 __all__ = [
     "BatchNorm",
     "BatchStats",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_stats",
     "get_num_threads",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "set_num_threads",
     "show_config",
     "threads",

@@ -31,7 +31,7 @@ def use(level: str) -> None:
         raise ValueError(f"level: expected one of {', '.join(runnable())}, got {level!r}")
     modules = [
         importlib.import_module(f"fastbn.kernels._{level}_{dtype}")
-        for dtype in ("float32", "float64")
+        for dtype in ("float32", "float64", "float16", "bfloat16")
     ]
     _view.use(*(module.capsule for module in modules))
     _current = level

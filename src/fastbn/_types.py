@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The array types of the public signatures."""
 
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Any, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 
-#: float32 or float64, the same one wherever it stands in a signature.
-Floating = TypeVar("Floating", np.float32, np.float64)
+#: The dtype of `x`, the same one wherever it stands in a signature. bfloat16 needs no name
+#: here, and so no ml_dtypes: to a type checker its arrays are arrays of Any, which fit.
+Floating = TypeVar("Floating", np.float16, np.float32, np.float64)
 
 Float64: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
-#: One number for each channel, shape (C,).
-Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float32]] | Float64
+#: What is kept over many calls: running statistics, the parameters of layers.
+Kept: TypeAlias = np.ndarray[Any, np.dtype[np.float32]] | Float64
+#: Parameters as functions take them, and their gradients: shape (C,) or `normalized_shape`.
+Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float16]] | Kept
+#: A `normalized_shape`.
+Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]

@@ -2,15 +2,16 @@ from typing import Literal, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
-from fastbn._types import Float64, Floating, Vector
+from fastbn._types import Float64, Floating, Kept, Shape, Vector
 
-def use(float32_capsule: object, float64_capsule: object) -> None: ...
+def use(*capsules: object) -> None: ...
 def check_layout(layout: str | None) -> None: ...
 def check_eps(eps: float) -> float: ...
 def check_momentum(momentum: float) -> float: ...
 def check_flag(value: bool, name: str) -> bool: ...
 def check_integer(value: SupportsIndex, name: str) -> int: ...
-def check_vector(array: object, name: str, channels: int) -> Vector: ...
+def check_shape(normalized_shape: Shape) -> tuple[int, ...]: ...
+def check_parameter(array: object, name: str, shape: tuple[int, ...]) -> Vector: ...
 def check_channels(x: object, layout: str | None, channels: int) -> None: ...
 def overlapping(a: NDArray, b: NDArray) -> bool: ...
 def statistics(x: NDArray[Floating], layout: str | None, /) -> tuple[int, Float64, Float64]: ...
@@ -19,8 +20,8 @@ def forward(
     x: NDArray[Floating],
     weight: Vector | None,
     bias: Vector | None,
-    running_mean: Vector | None,
-    running_var: Vector | None,
+    running_mean: Kept | None,
+    running_var: Kept | None,
     training: bool,
     momentum: float,
     eps: float,
@@ -34,8 +35,8 @@ def forward(
     x: NDArray[Floating],
     weight: Vector | None,
     bias: Vector | None,
-    running_mean: Vector | None,
-    running_var: Vector | None,
+    running_mean: Kept | None,
+    running_var: Kept | None,
     training: bool,
     momentum: float,
     eps: float,
@@ -47,10 +48,145 @@ def forward(
 def backward(
     dy: NDArray[Floating],
     x: NDArray[Floating],
-    mean: Vector,
-    invstd: Vector,
+    mean: Kept,
+    invstd: Kept,
     weight: Vector | None,
     training: bool,
+    layout: str | None,
+    out: NDArray[Floating] | None,
+    /,
+) -> tuple[NDArray[Floating], Vector, Vector]: ...
+@overload
+def layer_forward(
+    x: NDArray[Floating],
+    normalized_shape: Shape,
+    weight: Vector | None,
+    bias: Vector | None,
+    eps: float | None,
+    out: NDArray[Floating] | None,
+    centred: bool,
+    only_y: Literal[True],
+    /,
+) -> NDArray[Floating]: ...
+@overload
+def layer_forward(
+    x: NDArray[Floating],
+    normalized_shape: Shape,
+    weight: Vector | None,
+    bias: Vector | None,
+    eps: float,
+    out: NDArray[Floating] | None,
+    centred: Literal[True],
+    only_y: Literal[False],
+    /,
+) -> tuple[NDArray[Floating], Float64, Float64]: ...
+@overload
+def layer_forward(
+    x: NDArray[Floating],
+    normalized_shape: Shape,
+    weight: Vector | None,
+    bias: None,
+    eps: float | None,
+    out: NDArray[Floating] | None,
+    centred: Literal[False],
+    only_y: Literal[False],
+    /,
+) -> tuple[NDArray[Floating], Float64]: ...
+@overload
+def layer_backward(
+    dy: NDArray[Floating],
+    x: NDArray[Floating],
+    mean: Kept,
+    invstd: Kept,
+    normalized_shape: Shape,
+    weight: Vector | None,
+    out: NDArray[Floating] | None,
+    centred: Literal[True],
+    /,
+) -> tuple[NDArray[Floating], Vector, Vector]: ...
+@overload
+def layer_backward(
+    dy: NDArray[Floating],
+    x: NDArray[Floating],
+    mean: None,
+    invstd: Kept,
+    normalized_shape: Shape,
+    weight: Vector | None,
+    out: NDArray[Floating] | None,
+    centred: Literal[False],
+    /,
+) -> tuple[NDArray[Floating], Vector]: ...
+@overload
+def group_forward(
+    x: NDArray[Floating],
+    num_groups: SupportsIndex,
+    weight: Vector | None,
+    bias: Vector | None,
+    eps: float,
+    layout: str | None,
+    out: NDArray[Floating] | None,
+    only_y: Literal[True],
+    /,
+) -> NDArray[Floating]: ...
+@overload
+def group_forward(
+    x: NDArray[Floating],
+    num_groups: SupportsIndex,
+    weight: Vector | None,
+    bias: Vector | None,
+    eps: float,
+    layout: str | None,
+    out: NDArray[Floating] | None,
+    only_y: Literal[False],
+    /,
+) -> tuple[NDArray[Floating], Float64, Float64]: ...
+def group_backward(
+    dy: NDArray[Floating],
+    x: NDArray[Floating],
+    mean: Kept,
+    invstd: Kept,
+    num_groups: SupportsIndex,
+    weight: Vector | None,
+    layout: str | None,
+    out: NDArray[Floating] | None,
+    /,
+) -> tuple[NDArray[Floating], Vector, Vector]: ...
+@overload
+def instance_forward(
+    x: NDArray[Floating],
+    weight: Vector | None,
+    bias: Vector | None,
+    running_mean: Kept | None,
+    running_var: Kept | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    layout: str | None,
+    out: NDArray[Floating] | None,
+    only_y: Literal[True],
+    /,
+) -> NDArray[Floating]: ...
+@overload
+def instance_forward(
+    x: NDArray[Floating],
+    weight: Vector | None,
+    bias: Vector | None,
+    running_mean: Kept | None,
+    running_var: Kept | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    layout: str | None,
+    out: NDArray[Floating] | None,
+    only_y: Literal[False],
+    /,
+) -> tuple[NDArray[Floating], Float64, Float64]: ...
+def instance_backward(
+    dy: NDArray[Floating],
+    x: NDArray[Floating],
+    mean: Kept,
+    invstd: Kept,
+    weight: Vector | None,
     layout: str | None,
     out: NDArray[Floating] | None,
     /,

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The kernels: how a call becomes arithmetic.
 
-    functional.py, layers.py    names, defaults, documentation
+    functional/, layers/        names, defaults, documentation
             |
-        _view.pyx               checks everything; arrays -> Job (job.pxd)
+        _view.pyx, view/        checks everything; arrays -> Job (job.pxd)
             |
         drivers.pyx             Job -> Plan -> tasks
+        workspace.pxi           memory; jobs that a job consists of
         team.pxi                tasks, shared out to threads
             |
         leaves.pxi              tasks -> numbers, in registers (lanes.h)
@@ -15,12 +16,15 @@ Calls go down only. A room knows the one below it and nothing above.
 1.  A tensor is a view (outer, middle, channels, inner), whatever its layout:
     NCHW is (1, N, C, H*W), "planes"; NHWC is (1, N*H*W, C, 1), "rows".
 2.  A driver cuts the view into tiles of channels and segments of runs, by its
-    four sizes alone. What is summed in which order follows from that cut, so
-    results have the same bits on any number of threads.
+    four sizes and that of an element. What is summed in which order follows from
+    that cut, so results have the same bits on any number of threads.
 3.  Leaves are serial functions without Python. They are compiled once for each
     CPU level and element type, from one source; the drivers reach them through
     a table of pointers (`Leaves`).
-4.  To add an operation: a leaf or a step, its place in `Leaves`, a driver, and
+4.  Siblings are views. Layer and RMS norm: a row is a channel, with features.
+    Instance norm: each sample is a job. Group norm: for statistics, a group is a
+    channel. Each has what it alone needs in a function or two of the leaves.
+5.  To add an operation: a leaf or a step, its place in `Leaves`, a driver, and
     a function in `_view`. To add an element type: a branch in lanes.h and its
     name in setup.py.
 """

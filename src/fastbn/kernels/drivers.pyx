@@ -14,6 +14,10 @@ Where planes of a tile fit the cache, training and gradients run all phases of
 a tile before the next (`by_tile`): its second reading then comes from the
 cache. The bits are the same, since phases see the same tasks.
 
+The siblings are the same operations. Layer and RMS norm: each run is a channel, and
+has features. Instance norm: each sample is a job of its own. Group norm: the same,
+and its statistics are those of a view in which a group is a channel.
+
 May: schedule, allocate workspace. May not: compute with elements, know about
 Python objects, raise. A driver returns 0; or NO_MEMORY, and nothing has been
 written; or STOPPED by the caller, and a part of `out` has been written, but no
@@ -23,8 +27,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, NO_MEMORY, PIXELS, RUN_COLUMNS, STOPPED, WRAP, Job, Leaves, Plan,
-    Task, View)
+    COEFFICIENTS, COLUMNS, NO_MEMORY, PIXELS, RUN_COLUMNS, STOPPED, WRAP, Job, Leaves, Operand,
+    Plan, Task, View)
 
 cdef enum:
     # Elements. With those of job.pxd they decide the order of additions: to
@@ -35,13 +39,18 @@ cdef enum:
     LONGEST_SHORT_RUN = 128     # longer runs are cut into rows of 16 ...
     LONGEST_OF_FEW = 32         # ... and so are those longer than this, if they are few
     FEW_RUNS = 16
-    NEIGHBOURS = 2048           # elements of long runs that are read in one go
+    NEIGHBOURS = 2048           # elements of long runs that are read in one go, ...
+    NEIGHBOURING_BYTES = 8192   # ... or so many bytes, if that is more
+    LONG_FEATURES = 32768       # elements of a tile whose runs have features
     FEWEST_BLOCK_ROWS = 128
+    ROOM_FOR_SHARES = 1 << 20   # bytes, and 1 for each 4 elements, ...
+    MOST_SHARES = 64            # ... for so many sums of the gradients of features
     # Bytes. These decide speed only.
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
     CACHE = 32 << 20                # outputs of jobs with larger tensors go past it
     SPAN = 8                        # blocks that are written in one go
     STRETCH = 128 << 20             # the caller can stop a job after as much as that
+    LINE = 64
 
 
 cdef inline Py_ssize_t minimum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -61,21 +70,31 @@ cdef inline Py_ssize_t even_share(Py_ssize_t n, Py_ssize_t most, Py_ssize_t unit
     return ceil_div(ceil_div(n, ceil_div(n, most)), unit) * unit
 
 
-cdef void plan(const View* view, Plan* p) noexcept nogil:
+cdef Py_ssize_t channels_of_a_tile(const View* view, Py_ssize_t elem_size,
+                                   bint long_runs) noexcept nogil:
+    cdef Py_ssize_t neighbours = maximum(NEIGHBOURS, NEIGHBOURING_BYTES // elem_size)
+    if view.features:
+        return minimum(view.channels, maximum(1, minimum(COLUMNS // RUN_COLUMNS,
+                                                         LONG_FEATURES // view.inner)))
+    if long_runs:
+        return minimum(minimum(view.channels, ceil_div(neighbours, view.inner)),
+                       COLUMNS // RUN_COLUMNS)
+    return minimum(view.channels, COLUMNS // view.inner)
+
+
+cdef void plan(const View* view, Py_ssize_t elem_size, Plan* p) noexcept nogil:
     cdef Py_ssize_t runs = view.outer * view.middle
     if runs == 0:
         memset(p, 0, sizeof(Plan))      # nothing to do
         return
-    p.long_runs = (view.inner > LONGEST_SHORT_RUN
+    p.long_runs = (view.features or view.inner > LONGEST_SHORT_RUN
                    or (view.inner > LONGEST_OF_FEW and runs < FEW_RUNS))
-    p.pixels = PIXELS if view.inner == 1 and view.channels < PIXELS else 1
+    p.pixels = PIXELS if view.inner == 1 and view.channels < PIXELS and not p.long_runs else 1
+    p.tile_channels = channels_of_a_tile(view, elem_size, p.long_runs)
     if p.long_runs:
-        p.tile_channels = minimum(minimum(view.channels, ceil_div(NEIGHBOURS, view.inner)),
-                                  COLUMNS // RUN_COLUMNS)
         p.block_runs = even_share(runs, maximum(1, BLOCK // (view.inner * p.tile_channels)), 1)
         p.block_length = even_share(view.inner, BLOCK, 16)
     else:
-        p.tile_channels = minimum(view.channels, COLUMNS // view.inner)
         p.block_runs = even_share(
             runs, maximum(BLOCK_OF_ROWS // (p.tile_channels * view.inner), FEWEST_BLOCK_ROWS), 16)
         p.block_length = view.inner
@@ -87,30 +106,7 @@ cdef void plan(const View* view, Plan* p) noexcept nogil:
     p.segments = ceil_div(p.blocks, p.segment_blocks)
 
 
-cdef inline size_t elements(const Job* job) noexcept nogil:
-    return <size_t>(job.view.outer * job.view.middle) * job.view.channels * job.view.inner
-
-
-cdef int prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
-    # The plan, and all the workspace of the job in one piece.
-    cdef size_t channels = job.view.channels
-    cdef size_t sums
-    job.team_loss = 0.0
-    job.fetch_next = False
-    plan(&job.view, &job.plan)
-    sums = channels * job.plan.segments * sizeof(double)
-    job.partial[0] = <double*>malloc(2 * sums + COEFFICIENTS * (channels + WRAP) * leaves.real_size)
-    if job.partial[0] == NULL:
-        return NO_MEMORY
-    job.partial[1] = job.partial[0] + channels * job.plan.segments
-    job.coefficients = job.partial[1] + channels * job.plan.segments
-    job.bytes = elements(job) * leaves.elem_size
-    job.streaming = job.bytes * tensors >= <size_t>CACHE
-    return 0
-
-
-cdef inline void finish(Job* job) noexcept nogil:
-    free(job.partial[0])
+include "workspace.pxi"
 
 
 cdef inline bint by_tile(const Leaves* leaves, const Job* job, int tensors) noexcept nogil:
@@ -125,17 +121,22 @@ include "team.pxi"
 
 # ---- phases ----------------------------------------------------------------------
 
-cdef void segment_of_tile(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
+cdef inline Sweep sweep_of(const Leaves* leaves, Job* job) noexcept nogil:
+    return Sweep(leaves, job, NULL, NULL, 1, 1)
+
+
+cdef void segment_of_tile(const Sweep* sweep, Py_ssize_t i, int worker) noexcept nogil:
     cdef Py_ssize_t tile = i // sweep.job.plan.segments, segment = i % sweep.job.plan.segments
     sweep.leaf(sweep.job, tile, tile + 1, segment, segment + 1)
 
 
 cdef int sweep_segments(const Leaves* leaves, Job* job, Task leaf) noexcept nogil:
-    cdef Sweep sweep = Sweep(leaves, job, leaf, 1, 1)
+    cdef Sweep sweep = sweep_of(leaves, job)
+    sweep.leaf = leaf
     return run(&sweep, segment_of_tile, job.plan.tiles * job.plan.segments)
 
 
-cdef void share_of_blocks(const Sweep* sweep, Py_ssize_t i) noexcept nogil:
+cdef void share_of_blocks(const Sweep* sweep, Py_ssize_t i, int worker) noexcept nogil:
     cdef Py_ssize_t tiles = sweep.job.plan.tiles, split = sweep.split
     cdef Py_ssize_t block = i // split * sweep.span, share = i % split
     sweep.leaf(sweep.job, tiles * share // split, tiles * (share + 1) // split,
@@ -147,7 +148,8 @@ cdef int sweep_blocks(const Leaves* leaves, Job* job, Task leaf) noexcept nogil:
     # piece is several blocks of the only tile, whose coefficients are then spread out
     # once, or, where blocks are few, a share of the tiles.
     cdef Py_ssize_t blocks = job.plan.blocks, enough = 4 * job.threads
-    cdef Sweep sweep = Sweep(leaves, job, leaf, 1, 1)
+    cdef Sweep sweep = sweep_of(leaves, job)
+    sweep.leaf = leaf
     if job.plan.tiles == 1:
         sweep.span = maximum(1, minimum(SPAN, blocks // enough))
     elif job.threads > 1 and blocks < enough:
@@ -156,8 +158,36 @@ cdef int sweep_blocks(const Leaves* leaves, Job* job, Task leaf) noexcept nogil:
 
 
 cdef int sweep_tiles(const Leaves* leaves, Job* job, Piece tile) noexcept nogil:
-    cdef Sweep sweep = Sweep(leaves, job, NULL, 1, 1)
+    cdef Sweep sweep = sweep_of(leaves, job)
     return run(&sweep, tile, job.plan.tiles)
+
+
+cdef void whole_sample(const Sweep* sweep, Py_ssize_t i, int worker) noexcept nogil:
+    cdef Job job
+    take_sample(sweep.leaves, sweep.job, i, worker, &job)
+    job.threads = 1
+    job.stopped = NULL      # between samples is soon enough
+    sweep.operation(sweep.leaves, &job)
+
+
+cdef int sweep_samples(const Leaves* leaves, Job* job, Operation operation) noexcept nogil:
+    # A sample to each thread; or, where samples are few, all threads to each sample.
+    cdef Sweep sweep = sweep_of(leaves, job)
+    cdef Job sample
+    cdef Py_ssize_t i
+    cdef int status
+    if job.samples == 1:
+        return operation(leaves, job)
+    if job.samples >= 2 * job.threads:
+        sweep.operation = operation
+        return run(&sweep, whole_sample, job.samples)
+    for i in range(job.samples):
+        take_sample(leaves, job, i, 0, &sample)
+        status = operation(leaves, &sample)
+        job.team_loss += sample.team_loss
+        if status != 0:
+            return status
+    return 0
 
 
 # ---- the operations --------------------------------------------------------------
@@ -176,7 +206,7 @@ cdef inline Py_ssize_t tile_start(const Job* job, Py_ssize_t tile) noexcept nogi
     return minimum(job.view.channels, tile * job.plan.tile_channels)
 
 
-cdef void infer_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
+cdef void infer_tile(const Sweep* sweep, Py_ssize_t tile, int worker) noexcept nogil:
     cdef const Job* job = sweep.job
     sweep.leaves.coefficients(job, tile_start(job, tile), tile_start(job, tile + 1))
     sweep.leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
@@ -193,7 +223,7 @@ cdef int inference(const Leaves* leaves, Job* job) noexcept nogil:
     return status
 
 
-cdef void train_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
+cdef void train_tile(const Sweep* sweep, Py_ssize_t tile, int worker) noexcept nogil:
     cdef const Leaves* leaves = sweep.leaves
     cdef const Job* job = sweep.job
     cdef Py_ssize_t c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
@@ -203,8 +233,25 @@ cdef void train_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
     leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
 
 
+cdef int train_groups(const Leaves* leaves, Job* job) noexcept nogil:
+    cdef Job groups
+    cdef int status
+    view_groups(job, &groups)
+    status = sweep_segments(leaves, &groups, leaves.moments)
+    if status != 0:
+        return status
+    leaves.merge_moments(&groups, 0, groups.view.channels)
+    leaves.spread_groups(job, 0, job.view.channels)
+    leaves.coefficients(job, 0, job.view.channels)
+    status = sweep_blocks(leaves, job, leaves.write_forward)
+    job.team_loss += groups.team_loss
+    return status
+
+
 cdef int train(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status
+    if job.group > 1:
+        return train_groups(leaves, job)
     if by_tile(leaves, job, 1):
         job.fetch_next = job.streaming
         return sweep_tiles(leaves, job, train_tile)
@@ -219,27 +266,31 @@ cdef int train(const Leaves* leaves, Job* job) noexcept nogil:
 cdef int training(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status = prepare(leaves, job, 2)
     if status == 0:
-        status = train(leaves, job)
+        status = sweep_samples(leaves, job, train)
     if status == 0:
         leaves.update_running(job, 0, job.view.channels)
     finish(job)
     return status
 
 
-cdef void differentiate_tile(const Sweep* sweep, Py_ssize_t tile) noexcept nogil:
+cdef void differentiate_tile(const Sweep* sweep, Py_ssize_t tile, int worker) noexcept nogil:
     cdef const Leaves* leaves = sweep.leaves
     cdef const Job* job = sweep.job
+    cdef Py_ssize_t c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
+    leaves.coefficients(job, c0, c1)
     leaves.gradient_sums(job, tile, tile + 1, 0, job.plan.segments)
-    leaves.merge_gradients(job, tile_start(job, tile), tile_start(job, tile + 1))
+    leaves.merge_gradients(job, c0, c1)
     leaves.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
 
 
 cdef int differentiate(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status
-    leaves.coefficients(job, 0, job.view.channels)
-    if job.training and by_tile(leaves, job, 2):
+    if job.group > 1:
+        leaves.spread_groups(job, 0, job.view.channels)
+    elif job.training and by_tile(leaves, job, 2):
         job.fetch_next = job.streaming
         return sweep_tiles(leaves, job, differentiate_tile)
+    leaves.coefficients(job, 0, job.view.channels)
     status = sweep_segments(leaves, job, leaves.gradient_sums)
     if status != 0:
         return status
@@ -250,9 +301,31 @@ cdef int differentiate(const Leaves* leaves, Job* job) noexcept nogil:
     return sweep_blocks(leaves, job, leaves.write_forward)
 
 
+cdef void differentiate_share(const Sweep* sweep, Py_ssize_t i, int worker) noexcept nogil:
+    # Neighbouring tiles, whose gradients of features are added up in one place.
+    cdef Job job = sweep.job[0]
+    cdef Sweep sweep_of_share = sweep_of(sweep.leaves, &job)
+    cdef Py_ssize_t tile, tiles = job.plan.tiles
+    job.dweight, job.dbias = job.run_sums, job.run_sums + job.view.channels
+    job.fetch_next = job.streaming
+    job.feature_sums += i * length_of_share(&job)
+    memset(job.feature_sums, 0, length_of_share(&job) * sizeof(double))
+    for tile in range(tiles * i // job.shares, tiles * (i + 1) // job.shares):
+        differentiate_tile(&sweep_of_share, tile, worker)
+
+
+cdef int differentiate_features(const Leaves* leaves, Job* job) noexcept nogil:
+    cdef Sweep sweep = sweep_of(leaves, job)
+    return run(&sweep, differentiate_share, job.shares)
+
+
 cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil:
     cdef int status = prepare(leaves, job, 3)
+    if status == 0 and job.view.features:
+        status = differentiate_features(leaves, job)
+    elif status == 0:
+        status = sweep_samples(leaves, job, differentiate)
     if status == 0:
-        status = differentiate(leaves, job)
+        leaves.add_samples(job, 0, job.view.channels)
     finish(job)
     return status

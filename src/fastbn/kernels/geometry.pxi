@@ -87,6 +87,8 @@ cdef inline Py_ssize_t count_in_segment(const Job* job, Py_ssize_t segment) noex
 cdef inline elem* element(const Job* job, const Operand* operand, Py_ssize_t channel,
                           Py_ssize_t run, Py_ssize_t offset) noexcept nogil:
     cdef elem* start = <elem*>operand.data + channel * operand.channel + offset
+    if job.view.features and channel >= job.period:
+        return start + channel // job.period * (operand.outer - job.period * operand.channel)
     if job.view.outer == 1:     # usual, and a division takes as long as a line of 64 bytes
         return start + run * operand.middle
     return (start + run // job.view.middle * operand.outer
@@ -161,3 +163,11 @@ cdef inline elem* row_at(const Matrix* m, Py_ssize_t row) noexcept nogil:
     if m.jump == 0:
         return m.data + row * m.step
     return m.data + row * m.step + (m.first + row) // m.period * m.jump
+
+
+cdef inline const real* feature_weights(const Job* job) noexcept nogil:
+    return <const real*>job.features
+
+
+cdef inline const real* feature_biases(const Job* job) noexcept nogil:
+    return <const real*>job.features + job.view.inner + WRAP

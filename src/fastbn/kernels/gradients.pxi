@@ -46,11 +46,40 @@ cdef inline double scale_for(double size) noexcept nogil:
 
 
 cdef inline double weight_of(const Job* job, Py_ssize_t c) noexcept nogil:
-    return 1.0 if job.weight == NULL else job.weight[c]
+    return 1.0 if job.weight == NULL or job.view.features else job.weight[c]
 
 
 cdef inline double bias_of(const Job* job, Py_ssize_t c) noexcept nogil:
-    return 0.0 if job.bias == NULL else job.bias[c]
+    return 0.0 if job.bias == NULL or job.view.features else job.bias[c]
+
+
+cdef void spread_features(const Job* job, Py_ssize_t j0, Py_ssize_t j1) noexcept nogil:
+    # And zeros, so that a register may reach past the last feature.
+    cdef real* weight = <real*>feature_weights(job)
+    cdef real* bias = <real*>feature_biases(job)
+    cdef Py_ssize_t j
+    cdef fp_state saved = fp_enter()
+    for j in range(j0, j1):
+        weight[j] = 1.0 if job.weight == NULL else as_real(job.weight[j])
+        bias[j] = 0.0 if job.bias == NULL else as_real(job.bias[j])
+    memset(weight + j1, 0, WRAP * sizeof(real))
+    memset(bias + j1, 0, WRAP * sizeof(real))
+    fp_leave(saved)
+
+
+cdef void spread_groups(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    cdef Py_ssize_t c, g
+    cdef double invstd
+    cdef fp_state saved = fp_enter()
+    for g in range(c0 // job.group, c1 // job.group):
+        invstd = job.group_invstd[g]
+        if job.var != NULL:         # in the same place
+            invstd = 1.0 / sqrt(invstd + job.eps)
+            job.group_invstd[g] = invstd
+        for c in range(g * job.group, (g + 1) * job.group):
+            job.mean[c] = job.group_mean[g]
+            job.invstd[c] = invstd
+    fp_leave(saved)
 
 
 cdef void unusual_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
@@ -59,13 +88,13 @@ cdef void unusual_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
     cdef double invstd = job.invstd[c] / scale
     cdef double gain = invstd * weight_of(job, c)
     cdef double shift = bias_of(job, c)
-    cdef real pivot = <real>mean
+    cdef real pivot = as_real(mean)
     if mean != <double>pivot:       # 0 * Inf would be NaN
         shift -= (mean - <double>pivot) * gain
-    coefficient(job, SCALE)[c] = <real>scale
+    coefficient(job, SCALE)[c] = as_real(scale)
     coefficient(job, PIVOT)[c] = pivot
-    coefficient(job, GAIN)[c] = <real>gain
-    coefficient(job, SHIFT)[c] = <real>shift
+    coefficient(job, GAIN)[c] = as_real(gain)
+    coefficient(job, SHIFT)[c] = as_real(shift)
 
 
 cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -82,18 +111,18 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
     cdef Py_ssize_t c
     cdef long unusual = 0
     cdef fp_state saved = fp_enter()
-    if job.var != NULL:
+    if job.var != NULL and job.group == 1:
         for c in range(c0, c1):
             invstd[c] = 1.0 / sqrt(job.var[c] + eps)
     for c in range(c0, c1):
         scale[c] = 1.0
     for c in range(c0, c1):
-        pivot[c] = <real>mean[c]
+        pivot[c] = as_real(mean[c])
     for c in range(c0, c1):
-        gain[c] = <real>(invstd[c] * weight_of(job, c))
+        gain[c] = as_real(invstd[c] * weight_of(job, c))
     for c in range(c0, c1):
-        shift[c] = <real>(bias_of(job, c) - (mean[c] - <double>pivot[c])
-                          * (invstd[c] * weight_of(job, c)))
+        shift[c] = as_real(bias_of(job, c) - (mean[c] - <double>pivot[c])
+                           * (invstd[c] * weight_of(job, c)))
     for c in range(c0, c1):
         unusual += not usual(mean[c], invstd[c])
     if unusual:
@@ -171,17 +200,39 @@ cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
 
 cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
                                        Py_ssize_t c1) noexcept nogil:
+    # dx = dy * gain - (d * slope + shift)
     cdef const double* dbias = job.dbias
     cdef const double* dweight = job.dweight
     cdef real* slope = coefficient(job, SLOPE)
     cdef real* shift = coefficient(job, SHIFT)
     cdef double share = 1.0 / <double>count_per_channel(job)
     cdef Py_ssize_t c
+    if job.view.features:
+        memcpy(coefficient(job, OFFSET) + c0, shift + c0, (c1 - c0) * sizeof(real))
     for c in range(c0, c1):
-        slope[c] = <real>(dweight[c] * share * scaled_invstd(job, c))
+        slope[c] = as_real(weight_of(job, c) * dweight[c] * share
+                           * scaled_invstd(job, c) * scaled_invstd(job, c))
     for c in range(c0, c1):
-        shift[c] = <real>((dbias[c] + rest_of_mean(job, c) * dweight[c] * scaled_invstd(job, c))
-                          * share)
+        shift[c] = as_real(weight_of(job, c) * share * scaled_invstd(job, c) * (
+            dbias[c] + rest_of_mean(job, c) * dweight[c] * scaled_invstd(job, c)))
+    if not job.centred:
+        memset(shift + c0, 0, (c1 - c0) * sizeof(real))
+
+
+cdef void group_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    # The same for sums over all channels of a group.
+    cdef Py_ssize_t c, g
+    cdef double s, q, invstd, share = 1.0 / <double>(count_per_channel(job) * job.group)
+    for g in range(c0 // job.group, c1 // job.group):
+        s = q = 0.0
+        for c in range(g * job.group, (g + 1) * job.group):
+            s += weight_of(job, c) * job.dbias[c]
+            q += weight_of(job, c) * job.dweight[c]
+        for c in range(g * job.group, (g + 1) * job.group):
+            invstd = scaled_invstd(job, c)
+            coefficient(job, SLOPE)[c] = as_real(q * share * invstd * invstd)
+            coefficient(job, SHIFT)[c] = as_real(
+                share * invstd * (s + rest_of_mean(job, c) * q * invstd))
 
 
 cdef inline void frozen_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
@@ -190,7 +241,7 @@ cdef inline void frozen_coefficients(const Job* job, Py_ssize_t c) noexcept nogi
     coefficient(job, SCALE)[c] = 1.0
     coefficient(job, PIVOT)[c] = 0.0
     coefficient(job, SHIFT)[c] = -0.0
-    coefficient(job, GAIN)[c] = <real>(job.invstd[c] * weight_of(job, c))
+    coefficient(job, GAIN)[c] = as_real(job.invstd[c] * weight_of(job, c))
 
 
 cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -212,10 +263,35 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
             dweight[c] += q[c]
     for c in range(c0, c1):
         dweight[c] = (dweight[c] + rest_of_mean(job, c) * dbias[c]) * scaled_invstd(job, c)
-    if job.training:
+    if job.group > 1:
+        group_coefficients(job, c0, c1)
+    elif job.training:
         gradient_coefficients(job, c0, c1)
     else:
         for c in range(c0, c1):
             frozen_coefficients(job, c)
     wrap(job, c0, c1)
+    fp_leave(saved)
+
+
+cdef void add_rows(double* rows, Py_ssize_t count, Py_ssize_t length) noexcept nogil:
+    # To the first of them.
+    cdef Py_ssize_t row, j
+    for row in range(1, count):
+        for j in range(length):
+            rows[j] += rows[row * length + j]
+
+
+cdef void add_samples(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    cdef Py_ssize_t samples = job.samples // job.parts
+    cdef Py_ssize_t channels = job.view.channels * job.parts
+    cdef Py_ssize_t length = job.view.inner + WRAP
+    cdef fp_state saved = fp_enter()
+    if job.view.features:
+        add_rows(job.feature_sums, job.shares, 2 * length)
+        memcpy(job.dweight, job.feature_sums, job.view.inner * sizeof(double))
+        memcpy(job.dbias, job.feature_sums + length, job.view.inner * sizeof(double))
+    else:
+        add_rows(job.dweight, samples, channels)
+        add_rows(job.dbias, samples, channels)
     fp_leave(saved)

@@ -15,6 +15,7 @@ ctypedef struct Operand:
     # Where the elements of one tensor are. Strides are in elements and may be
     # negative or zero; `inner` has stride 1, which is why it is not here.
     void* data
+    Py_ssize_t sample
     Py_ssize_t outer
     Py_ssize_t middle
     Py_ssize_t channel
@@ -26,9 +27,10 @@ ctypedef struct View:
     Py_ssize_t middle
     Py_ssize_t channels
     Py_ssize_t inner
+    bint features               # weight and bias belong to elements of a run: layer norm
 
 ctypedef struct Plan:
-    # How the view is cut: by its four sizes and nothing else, since the order
+    # How the view is cut: by itself and the size of an element alone, since the order
     # of additions, and with it every bit of the result, follows from the cut.
     bint long_runs              # runs are cut into columns
     Py_ssize_t pixels           # inner == 1: runs in a row of the matrix of sums
@@ -46,11 +48,17 @@ cdef enum:      # what a driver returns, beside 0
     STOPPED = -2
 
 cdef enum:
-    SCALE, PIVOT, GAIN, SHIFT, SLOPE, COEFFICIENTS
+    SCALE, PIVOT, GAIN, SHIFT, SLOPE, OFFSET, COEFFICIENTS
 
 ctypedef struct Job:
+    # The tensor is `samples` times the view, each with statistics of its own.
     View view
     Plan plan
+    Plan group_plan             # of the view whose channels are groups of channels
+    Py_ssize_t samples
+    Py_ssize_t parts            # samples that make one along `Operand.sample`
+    Py_ssize_t group            # channels that have their statistics in common
+    bint centred                # else statistics are around 0: RMS norm
     Operand x
     Operand dy
     Operand out
@@ -60,25 +68,42 @@ ctypedef struct Job:
     bint fetch_next             # while a tile is written, for it is read next
     double eps
     double momentum
-    # float64 vectors of length view.channels. NULL: absent (weight 1, bias 0).
+    # float64 vectors; of (samples, channels) or of (samples, groups) are the statistics
+    # and gradients, of channels the others. NULL: absent (weight 1, bias 0).
     const double* weight
     const double* bias
     double* mean
-    double* m2
+    double* m2                  # m2, var and invstd may be one
     double* var                 # NULL: invstd is given
     double* invstd
     double* running_mean        # updated in training; NULL: not kept
     double* running_var
     double* dweight
     double* dbias
-    # Workspace. partial: two float64 arrays of (segments, channels).
+    # Where channels are in groups, these are their statistics; mean and invstd, then in
+    # the workspace, repeat them for each channel.
+    double* group_mean
+    double* group_invstd
+    # With view.features, weight, bias and their gradients are of length view.inner, and
+    # a step of `Operand.outer` follows each `period` channels.
+    Py_ssize_t period
+    # Workspace, a part of `worker_size` bytes for each thread that takes samples.
+    # partial: two float64 arrays of (segments, channels).
     # coefficients: (COEFFICIENTS, channels + WRAP) numbers of the leaf's `real`.
+    void* workspace
+    size_t worker_size
     double* partial[2]
     void* coefficients
+    # Of features: (2, inner + WRAP) weights and biases in `real`; float64 gradients of
+    # each channel; and (shares, 2, inner + WRAP) sums over some neighbouring channels.
+    void* features
+    double* run_sums
+    double* feature_sums
+    Py_ssize_t shares
     Py_ssize_t size             # bytes of work, of which the view decides on ...
     int threads
     double team_loss            # set by drivers: seconds that threads cost more than gave
-    # Asked now and then, on the calling thread: not 0 ends the job early.
+    # Asked now and then, on the calling thread: not 0 ends the job early. May be NULL.
     int (*stopped)() noexcept nogil
 
 # A task is a rectangle: tiles [t0, t1) x segments or blocks [b0, b1).
@@ -94,8 +119,11 @@ ctypedef struct Leaves:
     Task moments            # (count, mean, M2) of each channel and segment
     Step merge_moments      # -> mean, m2, var
     Step update_running     # running_mean, running_var
+    Step spread_groups      # group_mean, var or group_invstd -> mean, invstd of channels
+    Step spread_features    # weight, bias -> features
     Step coefficients       # mean, var or invstd, weight, bias -> coefficients
     Task write_forward      # out = (x - mean) * invstd * weight + bias
     Task gradient_sums      # sum dy and sum dy * (x - mean) of each channel and segment
     Step merge_gradients    # -> dbias, dweight, coefficients
-    Task write_gradient     # out = dx
+    Task write_gradient     # out = dx; with features, their sums of gradients, too
+    Step add_samples        # dweight, dbias of the first sample become those of all

@@ -38,19 +38,27 @@
 #endif
 
 /* elem: what is in memory. real: what is computed with. */
-#ifdef FASTBN_FLOAT64
+#if defined(FASTBN_FLOAT64)
 typedef double elem;
 typedef double real;
 typedef int64_t real_bits;
-#else
+#define STORED_BYTES VECTOR_BYTES
+#elif defined(FASTBN_FLOAT32)
 typedef float elem;
 typedef float real;
 typedef int32_t real_bits;
+#define STORED_BYTES VECTOR_BYTES
+#else   /* 16 bits of a float16 or bfloat16 */
+typedef uint16_t elem;
+typedef float real;
+typedef int32_t real_bits;
+#define STORED_BYTES (VECTOR_BYTES / 2)
 #endif
 
 typedef real lanes __attribute__((vector_size(VECTOR_BYTES)));
 typedef real_bits lane_bits __attribute__((vector_size(VECTOR_BYTES)));
 typedef double wides __attribute__((vector_size(VECTOR_BYTES)));
+typedef elem stored __attribute__((vector_size(STORED_BYTES)));    /* `lanes` in memory */
 
 enum {
     WIDTH = VECTOR_BYTES / sizeof(real),        /* numbers in a `lanes` */
@@ -72,33 +80,121 @@ enum {
 #define USUAL_SCALE 0x1p30
 #endif
 
+static inline lanes splat(real x) { return x - (lanes){0}; }
+static inline lanes select_lanes(lane_bits mask, lanes yes, lanes no)
+{ return (lanes)((mask & (lane_bits)yes) | (~mask & (lane_bits)no)); }
+
+/* ---- elements <-> numbers; to elements with rounding to nearest even ---- */
+
+#if STORED_BYTES == VECTOR_BYTES
+static inline lanes unpack(stored v) { return v; }
+static inline stored pack(lanes v) { return v; }
+#else
+typedef uint32_t lane_words __attribute__((vector_size(VECTOR_BYTES)));
+
+/* 16 bits <-> 32 bits of which the upper ones are 0. */
+#if VECTOR_BYTES == 64
+static inline lane_words longer(stored v)
+{ return (lane_words)_mm512_cvtepu16_epi32((__m256i)v); }
+static inline stored shorter(lane_words v) { return (stored)_mm512_cvtepi32_epi16((__m512i)v); }
+#elif VECTOR_BYTES == 32
+static inline lane_words longer(stored v)
+{ return (lane_words)_mm256_cvtepu16_epi32((__m128i)v); }
+static inline stored shorter(lane_words v)
+{
+    return (stored)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)v),
+                                    _mm256_extracti128_si256((__m256i)v, 1));
+}
+#elif defined(__x86_64__)
+static inline lane_words longer(stored v)
+{ return (lane_words)_mm_cvtepu16_epi32(_mm_cvtsi64_si128((long long)v)); }
+static inline stored shorter(lane_words v)
+{ return (stored)_mm_cvtsi128_si64(_mm_packus_epi32((__m128i)v, (__m128i)v)); }
+#else
+static inline lane_words longer(stored v) { return __builtin_convertvector(v, lane_words); }
+static inline stored shorter(lane_words v) { return __builtin_convertvector(v, stored); }
+#endif
+
+#if defined(FASTBN_BFLOAT16)
+static inline lanes unpack(stored v) { return (lanes)(longer(v) << 16); }
+static inline stored pack(lanes v)
+{
+    /* The lower half of a NaN is 0, as elements and `as_real` have it, and cannot carry. */
+    lane_words bits = (lane_words)v;
+    return shorter((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+#elif VECTOR_BYTES == 64
+static inline lanes unpack(stored v) { return (lanes)_mm512_cvtph_ps((__m256i)v); }
+static inline stored pack(lanes v)
+{ return (stored)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT); }
+#elif VECTOR_BYTES == 32
+static inline lanes unpack(stored v) { return (lanes)_mm256_cvtph_ps((__m128i)v); }
+static inline stored pack(lanes v)
+{ return (stored)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#else
+static inline lanes unpack(stored v)
+{
+    lane_words half = longer(v), size = (half & 0x7fff) << 13;
+    lanes finite = (lanes)size * splat(0x1p112f);
+    lanes endless = (lanes)(size | 0x7f800000);
+    lanes number = select_lanes((lane_bits)size >= 0x7c00 << 13, endless, finite);
+    return (lanes)((lane_words)number | (half & 0x8000) << 16);
+}
+static inline stored pack(lanes v)
+{
+    lane_words bits = (lane_words)v, sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    lanes half = splat(0.5f);       /* has 2**-24 in its last place, as subnormals have */
+    lanes small = (lanes)((lane_words)((lanes)size + half) - (lane_words)half);
+    lanes usual = (lanes)((size + 0xfff + (size >> 13 & 1) - (112 << 23)) >> 13);
+    lanes other = (lanes)(0x7c00 + ((lane_words)((lane_bits)size > 0x7f800000) & 0x200));
+    lanes result = select_lanes((lane_bits)size < 0x38800000, small, usual);
+    result = select_lanes((lane_bits)size < 0x47800000, result, other);
+    return shorter((lane_words)result | sign);
+}
+#endif
+#endif
+
+static inline double as_double(elem x) { return (double)unpack((stored){x})[0]; }
+static inline real as_real(double x) { return x == x ? (real)x : (real)__builtin_nan(""); }
+
 /* ---- memory; no alignment is assumed beyond the element's own ---- */
 
-typedef lanes lanes_in_memory __attribute__((aligned(sizeof(elem)), may_alias));
+typedef stored stored_in_memory __attribute__((aligned(sizeof(elem)), may_alias));
+typedef lanes lanes_in_memory __attribute__((aligned(sizeof(real)), may_alias));
 typedef wides wides_in_memory __attribute__((aligned(sizeof(double)), may_alias));
 
-static inline lanes load(const elem *p) { return *(const lanes_in_memory *)p; }
+static inline lanes load(const elem *p) { return unpack(*(const stored_in_memory *)p); }
 static inline lanes load_real(const real *p) { return *(const lanes_in_memory *)p; }
-static inline void store(elem *p, lanes v) { *(lanes_in_memory *)p = v; }
+static inline void store(elem *p, lanes v) { *(stored_in_memory *)p = pack(v); }
 static inline void store_real(real *p, lanes v) { *(lanes_in_memory *)p = v; }
 static inline wides load_wide(const double *p) { return *(const wides_in_memory *)p; }
 static inline void store_wide(double *p, wides v) { *(wides_in_memory *)p = v; }
-static inline lanes splat(real x) { return x - (lanes){0}; }
-static inline double as_double(elem x) { return (double)x; }
 
 /* The first n <= WIDTH numbers; memory past them is neither read nor written, and
  * `fill` is what a load has in their place. */
-#if VECTOR_BYTES == 64 && !defined(FASTBN_FLOAT64)
+#if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT32)
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 { return (lanes)_mm512_mask_loadu_ps((__m512)fill, (__mmask16)((1u << n) - 1), p); }
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
-#elif VECTOR_BYTES == 64
+#elif VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 { return (lanes)_mm512_mask_loadu_pd((__m512d)fill, (__mmask8)((1u << n) - 1), p); }
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v); }
-#elif VECTOR_BYTES == 32 && !defined(FASTBN_FLOAT64)
+#elif VECTOR_BYTES == 64
+static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+{
+    __mmask16 mask = (__mmask16)((1u << n) - 1);
+    return unpack((stored)_mm256_mask_loadu_epi16((__m256i)pack(fill), mask, p));
+}
+static inline void store_part(elem *p, lanes v, ptrdiff_t n)
+{
+    __m256i some = (__m256i)pack(v);
+    __asm__("" : "+v"(some));   /* a conversion with a mask, to memory, takes 100 cycles */
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), some);
+}
+#elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT32)
 static inline __m256i part_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
@@ -108,7 +204,7 @@ static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 }
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 { _mm256_maskstore_ps(p, part_mask(n), (__m256)v); }
-#elif VECTOR_BYTES == 32
+#elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT64)
 static inline __m256i part_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3)); }
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
@@ -121,34 +217,35 @@ static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 #else
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 {
+    stored v;
     if (n >= WIDTH)
         return load(p);
-    memcpy(&fill, p, (size_t)n * sizeof(elem));
-    return fill;
+    v = pack(fill);
+    memcpy(&v, p, (size_t)n * sizeof(elem));
+    return unpack(v);
 }
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
-{ memcpy(p, &v, (size_t)n * sizeof(elem)); }
+{
+    stored some = pack(v);
+    memcpy(p, &some, (size_t)n * sizeof(elem));
+}
 #endif
 
-/* ---- streaming stores: past the cache, p aligned to VECTOR_BYTES ---- */
+/* ---- streaming stores: past the cache, p aligned to STORED_BYTES ---- */
 
-#if VECTOR_BYTES == 64 && !defined(FASTBN_FLOAT64)
-static inline void stream(elem *p, lanes v) { _mm512_stream_ps(p, (__m512)v); }
-#elif VECTOR_BYTES == 64
-static inline void stream(elem *p, lanes v) { _mm512_stream_pd(p, (__m512d)v); }
-#elif VECTOR_BYTES == 32 && !defined(FASTBN_FLOAT64)
-static inline void stream(elem *p, lanes v) { _mm256_stream_ps(p, (__m256)v); }
-#elif VECTOR_BYTES == 32
-static inline void stream(elem *p, lanes v) { _mm256_stream_pd(p, (__m256d)v); }
-#elif defined(__SSE2__) && !defined(FASTBN_FLOAT64)
-static inline void stream(elem *p, lanes v) { _mm_stream_ps(p, (__m128)v); }
-#elif defined(__SSE2__)
-static inline void stream(elem *p, lanes v) { _mm_stream_pd(p, (__m128d)v); }
+#if defined(__x86_64__) && STORED_BYTES == 64
+static inline void stream(elem *p, lanes v) { _mm512_stream_si512((void *)p, (__m512i)pack(v)); }
+#elif defined(__x86_64__) && STORED_BYTES == 32
+static inline void stream(elem *p, lanes v) { _mm256_stream_si256((void *)p, (__m256i)pack(v)); }
+#elif defined(__x86_64__) && STORED_BYTES == 16
+static inline void stream(elem *p, lanes v) { _mm_stream_si128((void *)p, (__m128i)pack(v)); }
+#elif defined(__x86_64__)
+static inline void stream(elem *p, lanes v) { _mm_stream_si64((void *)p, (long long)pack(v)); }
 #else
 static inline void stream(elem *p, lanes v) { store(p, v); }
 #endif
 
-#if defined(__SSE2__)
+#if defined(__x86_64__)
 static inline void stream_end(void) { _mm_sfence(); }
 #else
 static inline void stream_end(void) { }
@@ -191,7 +288,7 @@ static inline lanes held(lanes v) { __asm__("" : "+x"(v)); return v; }
 static inline lanes held(lanes v) { return v; }
 #endif
 
-/* ---- conversions and selects ---- */
+/* ---- wider numbers, and selects ---- */
 
 #ifdef FASTBN_FLOAT64
 static inline wides widen(lanes v, int half) { (void)half; return v; }
@@ -225,8 +322,14 @@ static inline wides widen(lanes v, int half)
 #endif
 #endif
 
-static inline lanes select_lanes(lane_bits mask, lanes yes, lanes no)
-{ return (lanes)((mask & (lane_bits)yes) | (~mask & (lane_bits)no)); }
+/* The first n lanes of one, the others of another. */
+static inline lanes join(lanes first, lanes other, ptrdiff_t n)
+{
+    static const real_bits numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    lane_bits lane;
+    memcpy(&lane, numbers, sizeof lane);
+    return select_lanes(lane < (real_bits)n, first, other);
+}
 static inline lanes smaller(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), a, b); }
 static inline lanes larger(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), b, a); }
 

@@ -25,7 +25,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, GAIN, PIVOT, PIXELS, RUN_COLUMNS, SCALE, SHIFT, SLOPE, WRAP, Job,
+    COEFFICIENTS, COLUMNS, GAIN, OFFSET, PIVOT, PIXELS, RUN_COLUMNS, SCALE, SHIFT, SLOPE, WRAP, Job,
     Leaves, Operand)
 
 cdef extern from "environment.h" nogil:
@@ -62,9 +62,11 @@ cdef extern from "lanes.h" nogil:
     lanes plus(lanes a, lanes b)
     lanes held(lanes v)
     double as_double(elem x)
+    real as_real(double x)
     wides load_wide(const double* p)
     void store_wide(double* p, wides v)
     wides widen(lanes v, int half)
+    lanes join(lanes first, lanes other, ptrdiff_t n)
     lanes smaller(lanes a, lanes b)
     lanes larger(lanes a, lanes b)
     double inverse_power_of_two(double scale)
@@ -89,5 +91,8 @@ leaves.write_forward = write_forward
 leaves.gradient_sums = gradient_sums
 leaves.merge_gradients = merge_gradients
 leaves.write_gradient = write_gradient
+leaves.spread_groups = spread_groups
+leaves.spread_features = spread_features
+leaves.add_samples = add_samples
 
 capsule = PyCapsule_New(&leaves, "fastbn.leaves", NULL)

@@ -28,15 +28,17 @@ cdef inline lanes median(lanes a, lanes b, lanes c, lanes d, lanes e) noexcept n
     return larger(smaller(f, g), smaller(e, larger(f, g)))
 
 
-cdef inline lanes one_of_each(const elem* p, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+cdef inline lanes one_of_each(const Job* job, Py_ssize_t channel, Py_ssize_t n, Py_ssize_t run,
+                              Py_ssize_t offset) noexcept nogil:
     # The same element of up to WIDTH channels.
+    cdef const elem* p = element(job, &job.x, channel, run, offset)
     cdef elem scratch[WIDTH]
     cdef Py_ssize_t c
-    if stride == 1:
+    if job.x.channel == 1:
         return load(p) if n >= WIDTH else load_part(p, n, splat(0))
     n = minimum(WIDTH, n)
     for c in range(n):
-        scratch[c] = p[c * stride]
+        scratch[c] = element(job, &job.x, channel + c, run, offset)[0]
     return load_part(scratch, n, splat(0))
 
 
@@ -44,18 +46,22 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
                                Py_ssize_t channels, BlockMoments* m) noexcept nogil:
     # An element of the block, never a rounded mean: a constant channel then has
     # differences of exactly 0. The median, since one probe can be an outlier.
-    cdef const elem* probe[PROBES]
+    cdef Py_ssize_t run[PROBES]
+    cdef Py_ssize_t offset[PROBES]
     cdef lanes value[PROBES]
-    cdef Py_ssize_t i, k, c, at, run
+    cdef Py_ssize_t i, k, c, at
+    if not job.centred:
+        memset(m.pivot, 0, (channels + PADDING) * sizeof(real))
+        return
     for k in range(PROBES):
         at = k * (block.runs * block.length - 1) // (PROBES - 1)
-        run = at // block.length if block.runs > 1 else 0
-        probe[k] = element(job, &job.x, channel, block.run + run,
-                           block.offset + at - run * block.length)
+        run[k] = at // block.length if block.runs > 1 else 0
+        offset[k] = at - run[k] * block.length
     for i in range(steps(channels, WIDTH)):
         c = i * WIDTH
         for k in range(PROBES):
-            value[k] = one_of_each(probe[k] + c * job.x.channel, job.x.channel, channels - c)
+            value[k] = one_of_each(job, channel + c, channels - c, block.run + run[k],
+                                   block.offset + offset[k])
         store_real(m.pivot + c, median(value[0], value[1], value[2], value[3], value[4]))
 
 
@@ -64,11 +70,10 @@ cdef inline void load_origins(const Job* job, Py_ssize_t channel, Py_ssize_t cha
     # Means are kept and merged as differences from an element of the channel: so
     # they do not lose in float64 what the elements still have.
     cdef Py_ssize_t c
-    cdef const elem* first = element(job, &job.x, channel, 0, 0)
     cdef double value
     for c in range(channels):
-        value = as_double(first[c * job.x.channel])
-        origin[c] = value if value - value == 0.0 else 0.0
+        value = as_double(element(job, &job.x, channel + c, 0, 0)[0])
+        origin[c] = value if value - value == 0.0 and job.centred else 0.0
 
 
 cdef inline double squares(double s, double q, double n) noexcept nogil:
@@ -82,9 +87,13 @@ cdef inline bint trusted(double q, double m2, double n) noexcept nogil:
     return (q >= n * SMALLEST_SQUARE) & (q <= SPREAD * m2) & (q <= DBL_MAX)
 
 
-cdef inline void close_channels(Py_ssize_t c0, Py_ssize_t c1, double n,
+cdef inline void close_channels(const Job* job, Py_ssize_t c0, Py_ssize_t c1, double n,
                                 BlockMoments* m) noexcept nogil:
     cdef Py_ssize_t c
+    if not job.centred:     # the mean is taken to be 0
+        memset(m.mean + c0, 0, (c1 - c0) * sizeof(double))
+        memcpy(m.m2 + c0, m.q + c0, (c1 - c0) * sizeof(double))
+        return
     for c in range(c0, c1):
         m.mean[c] = (m.start[c] - m.origin[c]) + m.s[c] / n
         m.m2[c] = squares(m.s[c], m.q[c], n)
@@ -100,7 +109,7 @@ cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, Py_ss
             wide.pivot[(c - c0) * width + j] = m.start[c]
     sum_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
     fold_columns(columns, c1 - c0, width, m.s + c0, m.q + c0)
-    close_channels(c0, c1, n, m)
+    close_channels(job, c0, c1, n, m)
 
 
 cdef void sum_again(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
@@ -131,7 +140,7 @@ cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t chan
     fold_channels(job, columns, channels, m.s, m.q)
     for c in range(channels):
         m.start[c] = <double>m.pivot[c]
-    close_channels(0, channels, n, m)
+    close_channels(job, 0, channels, n, m)
     for c in range(channels):
         m.good[c] = trusted(m.q[c], m.m2[c], n)
         good &= m.good[c]
@@ -236,6 +245,17 @@ cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
     fp_leave(saved)
 
 
+cdef inline double average(const Job* job, const double* vectors, Py_ssize_t c) noexcept nogil:
+    # Over the samples.
+    cdef Py_ssize_t sample
+    cdef double total = vectors[c]
+    if job.samples == 1:
+        return total
+    for sample in range(1, job.samples):
+        total += vectors[sample * job.view.channels + c]
+    return total / <double>job.samples
+
+
 cdef void update_running(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # The running variance is unbiased, as in the paper's algorithm 2.
     cdef double* running_mean = job.running_mean
@@ -246,8 +266,8 @@ cdef void update_running(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept 
     cdef fp_state saved = fp_enter()
     if running_mean != NULL:
         for c in range(c0, c1):
-            running_mean[c] = old * running_mean[c] + new * job.mean[c]
+            running_mean[c] = old * running_mean[c] + new * average(job, job.mean, c)
     if running_var != NULL:
         for c in range(c0, c1):
-            running_var[c] = old * running_var[c] + new * (job.m2[c] / freedom)
+            running_var[c] = old * running_var[c] + new * (average(job, job.m2, c) / freedom)
     fp_leave(saved)

@@ -4,6 +4,8 @@
 #   moments      s = sum d          q = sum d * d         d = x - pivot
 #   gradients    s = sum dy         q = sum dy * d        d = x * scale - pivot
 #
+# where dy is first multiplied by the weight of its feature, if there are features.
+#
 # Up to ROWS terms of a column are added in `real`, as a binary tree; its result
 # goes into a float64 sum. May add; may not decide what a sum means.
 #
@@ -36,6 +38,8 @@ cdef struct Group:
     const elem* dy
     ptrdiff_t x_step
     ptrdiff_t dy_step
+    bint weighted
+    const real* weight          # RUN_COLUMNS to a row
     lanes scale
     lanes pivot
 
@@ -60,6 +64,8 @@ cdef inline Pair term(const Group* g, Py_ssize_t row, Py_ssize_t left,
     cdef Py_ssize_t n = maximum(0, minimum(WIDTH, left - row * RUN_COLUMNS))
     if gradient:
         t.s = held(load(dy)) if left == WHOLE else load_part(dy, n, splat(0))
+        if g.weighted:
+            t.s = t.s * load_real(g.weight + row * RUN_COLUMNS)
         d = (load(x) if left == WHOLE else load_part(x, n, splat(0))) * g.scale - g.pivot
     else:
         t.s = (load(x) if left == WHOLE else load_part(x, n, g.pivot)) - g.pivot
@@ -184,6 +190,8 @@ cdef inline void sum_groups(Group* g, Py_ssize_t groups, ptrdiff_t ahead, bint s
             deposit(sums, tree8(g, WHOLE, gradient))
         g.x += rows * g.x_step
         g.dy += rows * g.dy_step
+        if g.weighted:
+            g.weight += rows * RUN_COLUMNS
 
 
 cdef inline void sum_register(const Matrix* x, const Matrix* dy, const Columns* columns,
@@ -192,6 +200,7 @@ cdef inline void sum_register(const Matrix* x, const Matrix* dy, const Columns* 
                               Sums* sums) noexcept nogil:
     # Whole groups of one register of columns, from column j on.
     cdef Group g
+    g.weighted = False
     g.x, g.x_step = row_at(x, row) + j, x.step
     g.dy, g.dy_step = row_at(dy, row) + j, dy.step
     g.pivot = load_real(columns.pivot + first + j)
@@ -245,6 +254,7 @@ cdef inline void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* colum
     cdef Sums sums
     cdef Py_ssize_t k, j
     cdef bint apart = jumps(x, row, rows) or (gradient and jumps(dy, row, rows))
+    g.weighted = False
     for k in range(steps(x.columns, WIDTH)):
         j = k * WIDTH
         g.pivot = load_real(columns.pivot + first + j)
@@ -290,9 +300,9 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
                           minimum(group, rows - i * group), gradient)
 
 
-cdef inline void sum_stretch(const elem* x, const elem* dy, Py_ssize_t n, Columns* columns,
-                             Py_ssize_t first, ptrdiff_t ahead, bint small,
-                             bint gradient) noexcept nogil:
+cdef inline void sum_stretch(const elem* x, const elem* dy, const real* weight, Py_ssize_t n,
+                             Columns* columns, Py_ssize_t first, ptrdiff_t ahead, bint small,
+                             bint gradient, bint weighted) noexcept nogil:
     # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part.
     cdef Py_ssize_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
     cdef Py_ssize_t k, j, groups = n // size, left = n % size
@@ -304,6 +314,9 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, Py_ssize_t n, Column
         j = k * WIDTH
         g.x = x + j
         g.dy = dy + j
+        g.weighted = weighted
+        if weighted:
+            g.weight = weight + j
         g.pivot = load_real(columns.pivot + first)
         if gradient:
             g.scale = load_real(columns.scale + first)
@@ -314,16 +327,21 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, Py_ssize_t n, Column
         store_sums(&sums, first + j, columns)
 
 
-cdef inline void sum_run(const elem* x, const elem* dy, Py_ssize_t length, Columns* columns,
-                         Py_ssize_t first, const Pace* pace, bint gradient) noexcept nogil:
-    cdef Py_ssize_t i, n
+cdef inline void sum_run(const elem* x, const elem* dy, const real* weight, Py_ssize_t length,
+                         Columns* columns, Py_ssize_t first, const Pace* pace,
+                         bint gradient) noexcept nogil:
+    cdef Py_ssize_t i, n, at
     for i in range(steps(length, IN_L1)):
-        n = minimum(IN_L1, length - i * IN_L1)
-        if pace.group == ROWS:
-            sum_stretch(x + i * IN_L1, dy + i * IN_L1, n, columns, first, pace.ahead, False,
-                        gradient)
+        at = i * IN_L1
+        n = minimum(IN_L1, length - at)
+        if weight != NULL:
+            sum_stretch(x + at, dy + at, weight + at, n, columns, first, pace.ahead, False,
+                        gradient, gradient)
+        elif pace.group == ROWS:
+            sum_stretch(x + at, dy + at, NULL, n, columns, first, pace.ahead, False, gradient,
+                        False)
         else:
-            sum_stretch(x + i * IN_L1, dy + i * IN_L1, n, columns, first, 0, True, gradient)
+            sum_stretch(x + at, dy + at, NULL, n, columns, first, 0, True, gradient, False)
 
 
 # The same sums in float64, for blocks where `real` will not do.
@@ -333,62 +351,67 @@ cdef struct WideColumns:
     double pivot[COLUMNS]
 
 
-cdef inline void wide_term(elem x, elem dy, const WideColumns* wide, Py_ssize_t column,
-                           bint gradient, double* s, double* q) noexcept nogil:
+cdef inline void wide_term(elem x, elem dy, double weight, const WideColumns* wide,
+                           Py_ssize_t column, bint gradient, double* s, double* q) noexcept nogil:
     if gradient:
-        s[0] = as_double(dy)
+        s[0] = as_double(dy) * weight
         q[0] = s[0] * (as_double(x) * wide.scale[column] - wide.pivot[column])
     else:
         s[0] = as_double(x) - wide.pivot[column]
         q[0] = s[0] * s[0]
 
 
-cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, const WideColumns* wide,
-                             Columns* columns, Py_ssize_t first, bint gradient) noexcept nogil:
+cdef inline double weight_at(const real* weight, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
+    return 1.0 if weight == NULL else <double>weight[row * RUN_COLUMNS + column]
+
+
+cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, const real* weight,
+                             const WideColumns* wide, Columns* columns, Py_ssize_t first,
+                             bint gradient) noexcept nogil:
     # Four rows at a time: a column by itself would be one long chain of sums.
-    cdef Py_ssize_t row, j
-    cdef (elem*) x0, x1, x2, x3, dy0, dy1, dy2, dy3
-    cdef double s0, s1, s2, s3, q0, q1, q2, q3
-    cdef double* s = columns.s + first
-    cdef double* q = columns.q + first
+    cdef Py_ssize_t row, j, k
+    cdef const elem* xs[4]
+    cdef const elem* dys[4]
+    cdef double s[4]
+    cdef double q[4]
     for row in range(0, x.rows - 3, 4):
-        x0, x1 = row_at(x, row), row_at(x, row + 1)
-        x2, x3 = row_at(x, row + 2), row_at(x, row + 3)
-        dy0, dy1 = row_at(dy, row), row_at(dy, row + 1)
-        dy2, dy3 = row_at(dy, row + 2), row_at(dy, row + 3)
+        for k in range(4):
+            xs[k], dys[k] = row_at(x, row + k), row_at(dy, row + k)
         for j in range(x.columns):
-            wide_term(x0[j], dy0[j], wide, first + j, gradient, &s0, &q0)
-            wide_term(x1[j], dy1[j], wide, first + j, gradient, &s1, &q1)
-            wide_term(x2[j], dy2[j], wide, first + j, gradient, &s2, &q2)
-            wide_term(x3[j], dy3[j], wide, first + j, gradient, &s3, &q3)
-            s[j] += (s0 + s1) + (s2 + s3)
-            q[j] += (q0 + q1) + (q2 + q3)
+            for k in range(4):
+                wide_term(xs[k][j], dys[k][j], weight_at(weight, row + k, j), wide, first + j,
+                          gradient, &s[k], &q[k])
+            columns.s[first + j] += (s[0] + s[1]) + (s[2] + s[3])
+            columns.q[first + j] += (q[0] + q[1]) + (q[2] + q[3])
     for row in range(x.rows & ~3, x.rows):
-        x0, dy0 = row_at(x, row), row_at(dy, row)
+        xs[0], dys[0] = row_at(x, row), row_at(dy, row)
         for j in range(x.columns):
-            wide_term(x0[j], dy0[j], wide, first + j, gradient, &s0, &q0)
-            s[j] += s0
-            q[j] += q0
+            wide_term(xs[0][j], dys[0][j], weight_at(weight, row, j), wide, first + j, gradient,
+                      &s[0], &q[0])
+            columns.s[first + j] += s[0]
+            columns.q[first + j] += q[0]
 
 
-cdef inline void sum_matrices(const Matrix* x, const Matrix* dy, const WideColumns* wide,
-                              Columns* columns, Py_ssize_t first, const Pace* pace,
-                              bint gradient) noexcept nogil:
+cdef inline void sum_matrices(const Matrix* x, const Matrix* dy, const real* weight,
+                              const WideColumns* wide, Columns* columns, Py_ssize_t first,
+                              const Pace* pace, bint gradient) noexcept nogil:
     if wide != NULL:
-        wide_matrix(x, dy, wide, columns, first, gradient)
+        wide_matrix(x, dy, weight, wide, columns, first, gradient)
     else:
         sum_matrix(x, dy, columns, first, pace, gradient)
 
 
-cdef inline void sum_with_remainder(Matrix x, Matrix dy, Py_ssize_t length,
+cdef inline void sum_with_remainder(Matrix x, Matrix dy, Py_ssize_t length, const real* weight,
                                     const WideColumns* wide, Columns* columns, Py_ssize_t first,
                                     const Pace* pace, bint gradient) noexcept nogil:
     # `length` neighbouring elements as a matrix, and what remains as one more row.
-    sum_matrices(&x, &dy, wide, columns, first, pace, gradient)
+    sum_matrices(&x, &dy, weight, wide, columns, first, pace, gradient)
+    if weight != NULL:
+        weight += x.rows * RUN_COLUMNS
     x = remainder_matrix(x, length)
     dy = remainder_matrix(dy, length)
     if x.rows:
-        sum_matrices(&x, &dy, wide, columns, first, pace, gradient)
+        sum_matrices(&x, &dy, weight, wide, columns, first, pace, gradient)
 
 
 cdef inline void gather_pixels(const Job* job, const Operand* operand, Py_ssize_t run,
@@ -415,7 +438,7 @@ cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns
         sum_with_remainder(
             pixel_matrix(job, element(job, &job.x, 0, block.run, 0), block.runs),
             pixel_matrix(job, element(job, other, 0, block.run, 0), block.runs),
-            block.runs * job.view.channels, NULL, columns, 0, &pace, gradient)
+            block.runs * job.view.channels, NULL, NULL, columns, 0, &pace, gradient)
         return
     pace.ahead = 0
     for i in range(steps(block.runs, ROWS * PIXELS)):
@@ -427,7 +450,7 @@ cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns
             dy = dy_scratch
         sum_with_remainder(
             pixel_matrix(job, x_scratch, runs), pixel_matrix(job, dy, runs),
-            runs * job.view.channels, NULL, columns, 0, &pace, gradient)
+            runs * job.view.channels, NULL, NULL, columns, 0, &pace, gradient)
 
 
 cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channel,
@@ -439,6 +462,9 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
     cdef Py_ssize_t i, c, run, together
     cdef Py_ssize_t width = columns_per_channel(job)
     cdef Pace pace
+    cdef const real* weight = NULL
+    if gradient and job.view.features:
+        weight = feature_weights(job) + block.offset
     memset(columns.s, 0, channels * width * job.plan.pixels * sizeof(double))
     memset(columns.q, 0, channels * width * job.plan.pixels * sizeof(double))
     if job.plan.long_runs:
@@ -447,12 +473,13 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
             for c in range(channels):
                 if wide == NULL:
                     sum_run(element(job, &job.x, channel + c, run, block.offset),
-                            element(job, other, channel + c, run, block.offset),
+                            element(job, other, channel + c, run, block.offset), weight,
                             block.length, columns, c * width, &pace, gradient)
                     continue
                 x = long_matrix(job, &job.x, block, channel + c, run)
                 dy = long_matrix(job, other, block, channel + c, run)
-                sum_with_remainder(x, dy, block.length, wide, columns, c * width, &pace, gradient)
+                sum_with_remainder(x, dy, block.length, weight, wide, columns, c * width, &pace,
+                                   gradient)
         return
     if job.plan.pixels > 1 and wide == NULL:
         sum_pixels(job, block, columns, gradient)
@@ -463,7 +490,7 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
         c = i * together
         x = short_matrix(job, &job.x, block, channel + c, together)
         dy = short_matrix(job, other, block, channel + c, together)
-        sum_matrices(&x, &dy, wide, columns, c * width, &pace, gradient)
+        sum_matrices(&x, &dy, NULL, wide, columns, c * width, &pace, gradient)
 
 
 cdef inline double fold(const double* sums, Py_ssize_t n, Py_ssize_t step) noexcept nogil:

@@ -31,13 +31,15 @@ cdef double BETWEEN_QUESTIONS = 0.05    # seconds
 
 cdef struct Sweep
 
-ctypedef void (*Piece)(const Sweep* sweep, Py_ssize_t i) noexcept nogil
+# `worker` is the number of the thread, whose memory the piece may use.
+ctypedef void (*Piece)(const Sweep* sweep, Py_ssize_t i, int worker) noexcept nogil
 
 cdef struct Sweep:
     # One phase: what a piece of it does, and to what.
     const Leaves* leaves
     Job* job
-    Task leaf
+    Task leaf               # or
+    Operation operation     # on each sample
     Py_ssize_t split        # pieces that a block is shared out to ...
     Py_ssize_t span         # ... or blocks that a piece has
 
@@ -83,7 +85,7 @@ cdef void take_part(const Sweep* sweep, Piece piece, Py_ssize_t start, Team* tea
             i = take(&team.shares[(me + k) % team.threads], k > 0)
             if i < 0:
                 break
-            piece(sweep, start + i)
+            piece(sweep, start + i, me)
             pieces += 1
     atomic_increase(&team.done)
     if me == 0:
@@ -129,7 +131,7 @@ cdef double share_out(const Sweep* sweep, Piece piece, Py_ssize_t start, Py_ssiz
 cdef bint asked_to_stop(const Job* job, double* asked) noexcept nogil:
     # Not often: the answer may have to wait for Python's lock.
     cdef double now = team_clock()
-    if now - asked[0] < BETWEEN_QUESTIONS:
+    if job.stopped == NULL or now - asked[0] < BETWEEN_QUESTIONS:
         return False
     asked[0] = now
     return job.stopped() != 0
@@ -154,6 +156,6 @@ cdef int run(const Sweep* sweep, Piece piece, Py_ssize_t pieces) noexcept nogil:
             job.team_loss += share_out(sweep, piece, start, stop, shares)
         else:
             for i in range(start, stop):
-                piece(sweep, i)
+                piece(sweep, i, 0)
     free(shares)
     return status

@@ -2,12 +2,14 @@
 # The elementwise passes: the only place where a tensor is written.
 #
 #   forward    out = (x * scale - pivot) * gain + shift
-#   gradient   out = ((dy - shift) - (x * scale - pivot) * slope) * gain * scale
+#   gradient   out = (dy * gain - ((x * scale - pivot) * slope + shift)) * scale
 #
 # where `scale` is 1 for all usual data, and then left out: to multiply by 1 is exact.
+# With features it is forward * weight + bias, and dy * weight in place of dy; their
+# gradients are summed here too, since dy and x are at hand.
 #
-# May not sum. An element is read before it is written, and written once, so
-# `out` may be `x` or `dy` itself.
+# An element is read before it is written, and written once, so `out` may be `x` or `dy`
+# itself.
 
 cdef enum:
     CYCLE = 4           # the coefficients of so many columns stay in registers
@@ -46,7 +48,7 @@ cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t cha
     palette.first, palette.step = &colours.row[0][0], COLUMNS + PADDING + PADDING
     palette.period = period_of(n)
     for which in range(COEFFICIENTS):
-        if which == SLOPE and not gradient:
+        if which == OFFSET or (which == SLOPE and not gradient):
             continue
         spread(colours.row[which], coefficient(job, which) + channel, channels, width,
                palette.period)
@@ -84,7 +86,7 @@ cdef inline lanes forward(const Pen* pen, lanes x, bint scaled) noexcept nogil:
 
 
 cdef inline lanes backward(const Pen* pen, lanes x, lanes dy, bint scaled) noexcept nogil:
-    cdef lanes dx = ((dy - pen.shift) - centred(pen, x, scaled) * pen.slope) * pen.gain
+    cdef lanes dx = dy * pen.gain - (centred(pen, x, scaled) * pen.slope + pen.shift)
     return dx * pen.scale if scaled else dx
 
 
@@ -249,10 +251,7 @@ cdef inline void stream_seam(const elem* x, const elem* dy, elem* out, Py_ssize_
                              const Pen* pen, const Pen* next,
                              bint gradient) noexcept nogil:
     # One register: n elements with `pen`, the others with the next channel's.
-    cdef elem both[WIDTH]
-    store(both, value(next, x, dy, gradient, False))
-    store_part(both, value(pen, x, dy, gradient, False), n)
-    stream(out, load(both))
+    stream(out, join(value(pen, x, dy, gradient, False), value(next, x, dy, gradient, False), n))
 
 
 cdef inline void stream_slab(const Job* job, const Block* block, Py_ssize_t run,
@@ -348,14 +347,203 @@ cdef inline void stream_rows(const Job* job, Py_ssize_t b0, Py_ssize_t b1,
               pen_at(&palette, 0, gradient), &palette, gradient, False, True)
 
 
+cdef inline ptrdiff_t to_next_tile(const Job* job, const Operand* operand) noexcept nogil:
+    # While memory is written, it can read what is needed next. 0: nothing is.
+    return job.plan.tile_channels * operand.channel if job.fetch_next else 0
+
+
+cdef inline void write_features(const elem* x, elem* out, Py_ssize_t n, const Pen* pen,
+                                const real* weight, const real* bias, ptrdiff_t ahead, bint scaled,
+                                bint streaming) noexcept nogil:
+    # n neighbouring elements of one channel, each with a weight and a bias of its own.
+    cdef Py_ssize_t i = 0, some = minimum(n, to_alignment(out)) if streaming else 0
+    cdef lanes y
+    while True:
+        if some:
+            y = forward(pen, load_part(x + i, some, splat(0)), scaled)
+            store_part(out + i, y * load_real(weight + i) + load_real(bias + i), some)
+            i += some
+        while i + WIDTH <= n:
+            if ahead:
+                prefetch(x + i, ahead)
+            y = forward(pen, load(x + i), scaled) * load_real(weight + i) + load_real(bias + i)
+            if streaming:
+                stream(out + i, y)
+            else:
+                store(out + i, y)
+            i += WIDTH
+        some = n - i
+        if some == 0:
+            return
+
+
+cdef inline void write_forward_features(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                                        Py_ssize_t b0, Py_ssize_t b1, bint scaled,
+                                        bint streaming) noexcept nogil:
+    cdef ptrdiff_t ahead = to_next_tile(job, &job.x)
+    cdef Py_ssize_t c, b
+    cdef Block block
+    cdef Pen pen
+    for c in range(channel, channel + channels):
+        pen = pen_of(job, c, False)
+        for b in range(b0, b1):
+            block = block_at(job, b)
+            write_features(element(job, &job.x, c, 0, block.offset),
+                           element(job, &job.out, c, 0, block.offset), block.length, &pen,
+                           feature_weights(job) + block.offset,
+                           feature_biases(job) + block.offset, ahead, scaled, streaming)
+
+
+# The gradients of features are sums over channels, taken while dx is written: two
+# channels at a time, since the rows of more may crowd one set of the cache; up to ROWS
+# of them are added in `real`, in `Strip`, and then in float64.
+
+cdef enum:
+    STRIP = 512         # features
+
+cdef struct Strip:
+    lanes aligned       # unused: the arrays begin where a register may
+    real s[STRIP]
+    real q[STRIP]
+
+cdef struct Row:
+    # A channel, and what it is written with.
+    const elem* x
+    const elem* dy
+    elem* out
+    Pen pen
+    lanes offset
+    ptrdiff_t x_ahead, dy_ahead
+
+
+cdef inline Row row_of(const Job* job, Py_ssize_t channel, Py_ssize_t at) noexcept nogil:
+    # From feature `at` on.
+    cdef Row row
+    row.x = element(job, &job.x, channel, 0, at)
+    row.dy = element(job, &job.dy, channel, 0, at)
+    row.out = element(job, &job.out, channel, 0, at)
+    row.pen = pen_of(job, channel, True)
+    row.offset = splat(coefficient(job, OFFSET)[channel])
+    row.x_ahead = to_next_tile(job, &job.x)
+    row.dy_ahead = to_next_tile(job, &job.dy)
+    return row
+
+
+cdef inline Pair feature_term(const Row* row, Py_ssize_t j, Py_ssize_t some, lanes weight,
+                              lanes* dx, bint whole, bint scaled) noexcept nogil:
+    # dx of a register of features, and its terms of the gradients: dy and dy * xhat.
+    cdef lanes x = load(row.x + j) if whole else load_part(row.x + j, some, splat(0))
+    cdef Pair t
+    if whole and row.x_ahead:
+        prefetch(row.x + j, row.x_ahead)
+        prefetch(row.dy + j, row.dy_ahead)
+    t.s = load(row.dy + j) if whole else load_part(row.dy + j, some, splat(0))
+    dx[0] = backward(&row.pen, x, t.s * weight, scaled)
+    t.q = t.s * (centred(&row.pen, x, scaled) * row.pen.gain + row.offset)
+    return t
+
+
+cdef inline void write_dx(elem* out, lanes dx, Py_ssize_t some, bint whole,
+                          bint streaming) noexcept nogil:
+    if not whole:
+        store_part(out, dx, some)
+    elif streaming:
+        stream(out, dx)
+    else:
+        store(out, dx)
+
+
+cdef inline void write_register(const Row* a, const Row* b, const real* weights, Py_ssize_t j,
+                                Py_ssize_t some, Strip* strip, bint first, bint whole,
+                                bint scaled, bint streaming) noexcept nogil:
+    # Both rows are read before one is written: loads may have to wait for a store to
+    # the same place of another page.
+    cdef lanes weight = load_real(weights + j)
+    cdef lanes dx_a, dx_b
+    cdef Pair t = feature_term(a, j, some, weight, &dx_a, whole, scaled)
+    if b != NULL:
+        t = both(t, feature_term(b, j, some, weight, &dx_b, whole, scaled))
+        write_dx(b.out + j, dx_b, some, whole, streaming)
+    write_dx(a.out + j, dx_a, some, whole, streaming)
+    if not first:
+        t.s = t.s + load_real(strip.s + j)
+        t.q = t.q + load_real(strip.q + j)
+    store_real(strip.s + j, t.s)
+    store_real(strip.q + j, t.q)
+
+
+cdef inline void write_pair(const Row* a, const Row* b, const real* weights, Py_ssize_t n,
+                            Strip* strip, bint first, bint scaled, bint streaming) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n // WIDTH):
+        write_register(a, b, weights, i * WIDTH, WIDTH, strip, first, True, scaled, streaming)
+    if n % WIDTH:
+        write_register(a, b, weights, n - n % WIDTH, n % WIDTH, strip, first, False, scaled, False)
+
+
+cdef inline void write_strip(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                             Py_ssize_t at, Py_ssize_t n, bint scaled,
+                             bint streaming) noexcept nogil:
+    # n features of up to ROWS channels.
+    cdef const real* weights = feature_weights(job) + at
+    cdef double* q = job.feature_sums + at
+    cdef double* s = q + job.view.inner + WRAP
+    cdef Py_ssize_t c, i, j, half
+    cdef Strip strip
+    cdef Row a, b
+    for c in range(0, channels - 1, 2):
+        a, b = row_of(job, channel + c, at), row_of(job, channel + c + 1, at)
+        if c == 0:
+            write_pair(&a, &b, weights, n, &strip, True, scaled, streaming)
+        else:
+            write_pair(&a, &b, weights, n, &strip, False, scaled, streaming)
+    if channels & 1:
+        a = row_of(job, channel + channels - 1, at)
+        write_pair(&a, NULL, weights, n, &strip, channels == 1, scaled, streaming)
+    for i in range(steps(n, WIDTH)):
+        for half in range(HALVES):
+            j = i * WIDTH + half * WIDE
+            store_wide(s + j, load_wide(s + j) + widen(load_real(strip.s + i * WIDTH), half))
+            store_wide(q + j, load_wide(q + j) + widen(load_real(strip.q + i * WIDTH), half))
+
+
+cdef inline bint aligned(const Job* job, const Operand* operand) noexcept nogil:
+    # Does each channel begin where a register can be streamed to?
+    return (to_alignment(<elem*>operand.data) == 0 and operand.channel % WIDTH == 0
+            and operand.outer % WIDTH == 0)
+
+
+cdef inline void write_gradient_features(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                                         Py_ssize_t b0, Py_ssize_t b1, bint scaled,
+                                         bint streaming) noexcept nogil:
+    cdef Block first = block_at(job, b0), last = block_at(job, b1 - 1)
+    cdef Py_ssize_t i, k, c, at, n, features = last.offset + last.length - first.offset
+    streaming = streaming and aligned(job, &job.out)
+    for i in range(steps(channels, ROWS)):
+        c = i * ROWS
+        for k in range(steps(features, STRIP)):
+            at = first.offset + k * STRIP
+            n = minimum(STRIP, first.offset + features - at)
+            if streaming:
+                write_strip(job, channel + c, minimum(ROWS, channels - c), at, n, scaled, True)
+            else:
+                write_strip(job, channel + c, minimum(ROWS, channels - c), at, n, scaled, False)
+
+
 cdef inline void write_tiles_as(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
                                 Py_ssize_t b1, bint gradient, bint scaled,
                                 bint streaming) noexcept nogil:
-    cdef Py_ssize_t tile
+    cdef Py_ssize_t tile, channel = first_channel(job, t0)
+    cdef Py_ssize_t channels = channels_of_tiles(job, t0, t1)
+    if job.view.features and gradient:
+        write_gradient_features(job, channel, channels, b0, b1, scaled, streaming)
+        return
+    if job.view.features:
+        write_forward_features(job, channel, channels, b0, b1, scaled, streaming)
+        return
     if job.plan.long_runs or (t1 - t0 > 1 and job.view.inner >= LONG_ENOUGH
                               and (streaming or crowded(&job.out))):
-        write_runs(job, first_channel(job, t0), channels_of_tiles(job, t0, t1), b0, b1, gradient,
-                   scaled, streaming)
+        write_runs(job, channel, channels, b0, b1, gradient, scaled, streaming)
         return
     if streaming and one_run_of_rows(job, t0, t1, gradient):
         stream_rows(job, b0, b1, gradient)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The functions of fastbn: names, defaults, documentation. No arithmetic.
-
-Arguments, their order and their defaults follow ``torch.nn.functional``.
-"""
+"""Batch norm: names, defaults, documentation. No arithmetic."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from fastbn.stats import BatchStats
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastbn._types import Float64, Floating, Vector
+    from fastbn._types import Float64, Floating, Kept, Vector
 
 
 def batch_norm(
     x: NDArray[Floating],
-    running_mean: Vector | None,
-    running_var: Vector | None,
+    running_mean: Kept | None,
+    running_var: Kept | None,
     weight: Vector | None = None,
     bias: Vector | None = None,
     training: bool = False,
@@ -39,13 +36,14 @@ def batch_norm(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float16, bfloat16, float32 or float64
         The batch. Any strides, any byte order; it may be read-only.
     running_mean, running_var : ndarray of shape (C,), float32 or float64, or None
         Running statistics. Updated in place in training, where given; needed
         otherwise. The variance kept here is unbiased (divided by n - 1).
-    weight, bias : ndarray of shape (C,), float32 or float64, optional
-        The affine part; 1 and 0 if not given.
+    weight, bias : ndarray of shape (C,), optional
+        The affine part; 1 and 0 if not given. Of any dtype that `x` may have,
+        whichever that is; half precision is widened.
     training : bool, default False
         Normalise with the statistics of the batch.
     momentum : float, default 0.1
@@ -71,13 +69,16 @@ def batch_norm(
         overlapping memory that would be written; in training, for a batch with
         one value per channel.
     TypeError
-        For anything that is not an array of float32 or float64, and for
-        running arrays that are missing when `training` is False.
+        For anything that is not an array of such a dtype, and for running
+        arrays that are missing when `training` is False.
 
     Notes
     -----
     An empty batch gives an empty `y` and leaves the running arrays alone. All
     arguments are checked before anything is written.
+
+    bfloat16 is ``ml_dtypes.bfloat16``. Both half types are computed in float32,
+    and statistics in float64, whatever `x` is; `y` is rounded at the end.
 
     References
     ----------
@@ -106,8 +107,8 @@ def batch_norm_forward(
     weight: Vector | None = None,
     bias: Vector | None = None,
     *,
-    running_mean: Vector | None = None,
-    running_var: Vector | None = None,
+    running_mean: Kept | None = None,
+    running_var: Kept | None = None,
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -163,8 +164,8 @@ def batch_norm_forward(
 def batch_norm_backward(
     dy: NDArray[Floating],
     x: NDArray[Floating],
-    mean: Vector,
-    invstd: Vector,
+    mean: Kept,
+    invstd: Kept,
     weight: Vector | None = None,
     *,
     training: bool = True,
@@ -186,12 +187,12 @@ def batch_norm_backward(
     dy : ndarray of the shape and dtype of `x`
         The gradient of the loss with respect to `y`; its memory order may
         differ from that of `x`, at the price of a copy.
-    x : ndarray of float32 or float64
+    x : ndarray of float16, bfloat16, float32 or float64
         The input of the forward pass.
     mean, invstd : ndarray of shape (C,), float64 or float32
         What `batch_norm_forward` returned. float32 costs accuracy where the
         mean is large.
-    weight : ndarray of shape (C,), float32 or float64, optional
+    weight : ndarray of shape (C,), optional
         As in the forward pass.
     training : bool, default True
         Whether the forward pass used the statistics of the batch.
@@ -205,7 +206,8 @@ def batch_norm_backward(
     dx : ndarray
         `out`, or a new array of the shape, dtype and memory order of `x`.
     dweight, dbias : ndarray of shape (C,)
-        Of the dtype of `weight`; without it, of the dtype of `x`.
+        Of the dtype of `weight`; without it float64 for a float64 `x`, else
+        float32.
 
     Raises
     ------
@@ -236,7 +238,7 @@ def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStat
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float16, bfloat16, float32 or float64
         The batch, or a part of one: statistics of parts can be merged.
     layout : str, optional
         As for `batch_norm`.

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The memory that a job works with, and the jobs that a job consists of.
+
+One allocation, before anything is written: a part for each worker, since threads may
+work on different samples, and what the features of layer norm need, once.
+
+May: allocate, and set pointers. May not: compute with elements. A part of drivers.pyx,
+which has the sizes and the small functions used here.
+"""
+
+ctypedef int (*Operation)(const Leaves* leaves, Job* job) noexcept nogil
+
+
+cdef inline size_t elements(const Job* job) noexcept nogil:
+    return (<size_t>(job.view.outer * job.view.middle) * job.view.channels * job.view.inner
+            * job.samples)
+
+
+cdef inline void view_groups(const Job* job, Job* groups) noexcept nogil:
+    # The job of the same statistics for which a group is a channel.
+    groups[0] = job[0]
+    groups.plan = job.group_plan
+    groups.view.channels = job.view.channels // job.group
+    groups.view.inner = job.view.inner * job.group
+    groups.x.channel = job.x.channel * job.group
+    groups.group = 1
+    groups.partial[1] = groups.partial[0] + groups.view.channels * groups.plan.segments
+    groups.mean = job.group_mean
+    groups.m2 = groups.var = groups.invstd = job.group_invstd
+
+
+cdef Py_ssize_t sums_of_a_worker(const Job* job) noexcept nogil:
+    # How many float64 numbers `partial` has.
+    cdef Py_ssize_t sums = 2 * job.view.channels * job.plan.segments
+    cdef Job groups
+    if job.group > 1:
+        view_groups(job, &groups)
+        sums = maximum(sums, 2 * groups.view.channels * groups.plan.segments)
+    return sums
+
+
+cdef size_t lay_out(const Leaves* leaves, Job* job, char* memory) noexcept nogil:
+    # A worker's part of the memory. Returns its size; to know that, NULL will do.
+    cdef char* place = memory
+    cdef Py_ssize_t channels = job.view.channels
+    job.partial[0] = <double*>place
+    job.partial[1] = job.partial[0] + channels * job.plan.segments
+    place += sums_of_a_worker(job) * sizeof(double)
+    if job.group > 1:
+        job.mean = <double*>place
+        job.invstd = job.mean + channels
+        place += 2 * channels * sizeof(double)
+    job.coefficients = place
+    place += ceil_div(COEFFICIENTS * (channels + WRAP) * leaves.real_size, 8) * 8
+    return place - memory
+
+
+cdef inline Py_ssize_t length_of_share(const Job* job) noexcept nogil:
+    return 2 * (job.view.inner + WRAP)
+
+
+cdef Py_ssize_t count_shares(const Job* job) noexcept nogil:
+    # As many as fit into a sixteenth of the tensor, or 1 MB: by its shape alone, since
+    # the order of additions follows from it.
+    cdef Py_ssize_t room = maximum(ROOM_FOR_SHARES, <Py_ssize_t>elements(job) // 4)
+    return maximum(1, minimum(minimum(MOST_SHARES, job.plan.tiles),
+                              room // (length_of_share(job) * <Py_ssize_t>sizeof(double))))
+
+
+cdef inline char* on_a_line(char* place) noexcept nogil:
+    # Registers that are loaded again and again should not cross lines.
+    return <char*>(<size_t>ceil_div(<size_t>place, LINE) * LINE)
+
+
+cdef size_t lay_out_features(const Leaves* leaves, Job* job, char* memory) noexcept nogil:
+    # What all workers share.
+    cdef char* place = on_a_line(memory)
+    if not job.view.features:
+        return 0
+    job.shares = count_shares(job)
+    job.features = place
+    place = on_a_line(place + length_of_share(job) * leaves.real_size)
+    if job.dweight != NULL:
+        job.run_sums = <double*>place
+        place = on_a_line(place + 2 * job.view.channels * sizeof(double))
+        job.feature_sums = <double*>place
+        place += job.shares * length_of_share(job) * sizeof(double)
+    return place - memory + 2 * LINE
+
+
+cdef int prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
+    # The plan, and all the workspace.
+    cdef size_t workers = job.threads if job.samples > 1 else 1
+    cdef Job groups
+    job.team_loss = 0.0
+    job.fetch_next = False
+    job.bytes = elements(job) * leaves.elem_size
+    job.streaming = job.bytes * tensors >= <size_t>CACHE
+    plan(&job.view, leaves.elem_size, &job.plan)
+    if job.group > 1:
+        view_groups(job, &groups)
+        plan(&groups.view, leaves.elem_size, &job.group_plan)
+    job.worker_size = lay_out(leaves, job, NULL)
+    job.workspace = malloc(workers * job.worker_size + lay_out_features(leaves, job, NULL))
+    if job.workspace == NULL:
+        return NO_MEMORY
+    lay_out(leaves, job, <char*>job.workspace)
+    lay_out_features(leaves, job, <char*>job.workspace + workers * job.worker_size)
+    if job.view.features:
+        leaves.spread_features(job, 0, job.view.inner)
+    return 0
+
+
+cdef inline void finish(Job* job) noexcept nogil:
+    free(job.workspace)
+
+
+cdef inline void move(const Leaves* leaves, Operand* operand, Py_ssize_t steps) noexcept nogil:
+    operand.data = <char*>operand.data + steps * <Py_ssize_t>leaves.elem_size
+
+
+cdef void move_to_sample(const Leaves* leaves, const Job* job, Operand* operand,
+                         Py_ssize_t sample) noexcept nogil:
+    move(leaves, operand, sample // job.parts * operand.sample
+         + sample % job.parts * job.view.channels * operand.channel)
+
+
+cdef inline double* later(const double* vector, Py_ssize_t n) noexcept nogil:
+    return NULL if vector == NULL else <double*>vector + n
+
+
+cdef void take_sample(const Leaves* leaves, const Job* whole, Py_ssize_t sample, int worker,
+                      Job* job) noexcept nogil:
+    # The job of one sample, in the memory of one worker.
+    cdef Py_ssize_t channels = whole.view.channels
+    cdef Py_ssize_t channel = sample % whole.parts * channels
+    cdef Py_ssize_t at = sample * channels // whole.group
+    job[0] = whole[0]
+    job.samples = 1
+    move_to_sample(leaves, whole, &job.x, sample)
+    move_to_sample(leaves, whole, &job.dy, sample)
+    move_to_sample(leaves, whole, &job.out, sample)
+    job.weight, job.bias = later(whole.weight, channel), later(whole.bias, channel)
+    job.mean, job.m2 = later(whole.mean, at), later(whole.m2, at)
+    job.var, job.invstd = later(whole.var, at), later(whole.invstd, at)
+    job.group_mean = later(whole.group_mean, at)
+    job.group_invstd = later(whole.group_invstd, at)
+    job.dweight = later(whole.dweight, sample * channels)
+    job.dbias = later(whole.dbias, sample * channels)
+    lay_out(leaves, job, <char*>whole.workspace + worker * whole.worker_size)

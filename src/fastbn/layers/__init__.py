@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The layers: parameters, running statistics, training and evaluation mode.
+
+Arguments, their order and their defaults follow ``torch.nn``. May keep state.
+May not do arithmetic on tensors.
+"""
+
+from fastbn.layers.batch import BatchNorm
+from fastbn.layers.group import GroupNorm, InstanceNorm
+from fastbn.layers.layer import LayerNorm, RMSNorm
+
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What all layers share: modes, what backward needs, parameters, state.
+
+A layer adds its arguments, `__call__` (a direct call of the functions, which
+nothing here stands between), `_gradients` and `__repr__`. May keep state. May
+not do arithmetic on tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self, SupportsIndex
+
+import numpy as np
+
+from fastbn import _view
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    from fastbn._types import Floating, Kept, Vector
+
+
+def checked_size(value: SupportsIndex, name: str) -> int:
+    """Return a number of channels or groups as an int, or raise."""
+    size = _view.check_integer(value, name)
+    if not 1 <= size < 2**48:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return size
+
+
+def _checked_dtype(dtype: DTypeLike) -> np.dtype:
+    try:
+        found = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found not in (np.float32, np.float64):
+        raise TypeError(
+            f"dtype: expected float32 or float64, got {dtype!r}; parameters are kept in one of "
+            "these, also where x is float16 or bfloat16"
+        )
+    return found
+
+
+def _checked_batches(value: object) -> int:
+    array = np.asarray(value)
+    if array.shape != () or array.dtype.kind not in "iu":
+        raise TypeError(f"num_batches_tracked: expected an integer, got {value!r}")
+    if not 0 <= int(array) < 2**63:
+        raise ValueError(f"num_batches_tracked: expected at least 0, got {value!r}")
+    return int(array)
+
+
+class Layer:
+    """Parameters of one shape, training and evaluation, and what backward needs.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of `weight` and `bias`, and of the other arrays of the state.
+    dtype : dtype
+        Of the same: float32 or float64.
+    weight, bias : bool
+        Whether there is one; otherwise it is ``None``.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: DTypeLike, *, weight: bool, bias: bool
+    ) -> None:
+        self.dtype = _checked_dtype(dtype)
+        self.training = True
+        self.weight: Kept | None = np.ones(shape, self.dtype) if weight else None
+        self.bias: Kept | None = np.zeros(shape, self.dtype) if bias else None
+        self.weight_grad: Kept | None = None
+        self.bias_grad: Kept | None = None
+        self._shape = shape
+        self._parameters = [n for n in ("weight", "bias") if getattr(self, n) is not None]
+        self._saved: tuple | None = None  # (x, and its statistics): what backward needs
+        self._overwritten = False  # x of the last call is gone, so backward is too
+
+    def _keep(self, x: NDArray, out: NDArray | None, *statistics: NDArray) -> None:
+        self._overwritten = out is not None and _view.overlapping(x, out)
+        self._saved = None if self._overwritten else (x, *statistics)
+
+    def _forget(self) -> None:
+        self._saved, self._overwritten = None, False
+
+    def _gradients(
+        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
+    ) -> tuple[NDArray[Floating], *tuple[Vector, ...]]:
+        # Of x, weight and bias, in this order; `saved` is what `_keep` was given.
+        raise NotImplementedError
+
+    def backward(
+        self, dy: NDArray[Floating], out: NDArray[Floating] | None = None
+    ) -> NDArray[Floating]:
+        """Return `dx` of the last call in training; set the gradients of the parameters.
+
+        `weight_grad` and `bias_grad` are set, not added to.
+
+        Parameters
+        ----------
+        dy : ndarray of the shape and dtype of the last `x`
+            The gradient of the loss with respect to `y`.
+        out : ndarray of the shape and dtype of `x`, optional
+            Where to write `dx`; ``out=x`` rules out a second `backward`.
+
+        Returns
+        -------
+        dx : ndarray
+
+        Raises
+        ------
+        RuntimeError
+            Before a call in training, after `eval`, or if `x` was overwritten
+            by ``out=x``.
+        ValueError, TypeError
+            As the function of the same operation, such as `batch_norm_backward`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.BatchNorm(1)
+        >>> y = bn(np.array([[1.0], [2.0], [6.0]]))
+        >>> bn.backward(np.array([[1.0], [0.0], [0.0]])).round(3).ravel().tolist()
+        [0.176, -0.22, 0.044]
+        """
+        if self._overwritten:
+            raise RuntimeError("backward: the x of the last call was overwritten through out=")
+        saved = self._saved
+        if saved is None:
+            raise RuntimeError("backward: expected a call in training mode before it, got none")
+        dx, *gradients = self._gradients(dy, saved, out)
+        if out is not None and _view.overlapping(saved[0], out):
+            self._saved, self._overwritten = None, True
+        # The functions return a gradient also for a parameter that the layer does not have.
+        for name, gradient in zip(self._parameters, gradients, strict=False):
+            setattr(self, f"{name}_grad", gradient)
+        return dx
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode (or, with ``mode=False``, to evaluation); return self.
+
+        Parameters
+        ----------
+        mode : bool, default True
+            Training or evaluation.
+
+        Returns
+        -------
+        the layer itself
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> fastbn.BatchNorm(2).train().training
+        True
+        """
+        self.training = _view.check_flag(mode, "mode")
+        if not self.training:
+            self._forget()
+        return self
+
+    def eval(self) -> Self:
+        """Switch to evaluation mode and forget the last input; return self.
+
+        Returns
+        -------
+        the layer itself
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> fastbn.BatchNorm(2).eval().training
+        False
+        """
+        return self.train(False)
+
+    def _state_names(self) -> list[str]:
+        return list(self._parameters)
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """Return copies of parameters and statistics under PyTorch's names.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``num_batches_tracked`` is an array of shape () and dtype int64, as
+            in PyTorch.
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> sorted(fastbn.BatchNorm(2).state_dict())
+        ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
+        """
+        return {
+            name: np.array(getattr(self, name), np.int64 if name == "num_batches_tracked" else None)
+            for name in self._state_names()
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, NDArray]) -> None:
+        """Copy parameters and statistics from a dictionary with PyTorch's names.
+
+        All of it is checked before anything is changed.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to ndarray
+            Exactly the names of `state_dict`. Of a PyTorch module:
+            ``{k: v.numpy() for k, v in module.state_dict().items()}``.
+
+        Raises
+        ------
+        KeyError
+            If a name is missing or unknown.
+        ValueError, TypeError
+            If a shape or a dtype does not fit.
+
+        Examples
+        --------
+        >>> import fastbn
+        >>> a, b = fastbn.BatchNorm(2), fastbn.BatchNorm(2)
+        >>> a.weight[:] = 3.0
+        >>> b.load_state_dict(a.state_dict())
+        >>> b.weight
+        array([3., 3.], dtype=float32)
+        """
+        names = self._state_names()
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
+        if set(state_dict) != set(names):
+            raise KeyError(
+                f"state_dict: expected exactly {sorted(names)}, got {sorted(state_dict, key=repr)}"
+            )
+        loaded = {name: self._checked(name, state_dict[name]) for name in names}
+        for name, value in loaded.items():
+            if isinstance(value, int):
+                setattr(self, name, value)
+            else:
+                getattr(self, name)[...] = value
+
+    def _checked(self, name: str, value: object) -> Kept | int:
+        if name == "num_batches_tracked":
+            return _checked_batches(value)
+        array = _view.check_parameter(value, name, self._shape)
+        if not getattr(self, name).flags.writeable:
+            raise ValueError(f"{name}: expected a writable array in the layer")
+        with np.errstate(all="ignore"):
+            return array.astype(self.dtype)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Copies and pickles leave the last batch behind.
+        return self.__dict__ | {"_saved": None, "_overwritten": False}
+
+    def _described(self, arguments: str, **defaults: object) -> str:
+        # `arguments`, and the attributes that differ from these defaults.
+        parts = [arguments]
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)!r}")
+        if self.dtype != np.float32:
+            parts.append(f"dtype={self.dtype}")
+        if not self.training:
+            parts.append("training=False")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class TrackingLayer(Layer):
+    """A layer of channels that may keep running statistics.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, layout, dtype
+        As for `BatchNorm`.
+    """
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float,
+        momentum: float | None,
+        affine: bool,
+        track_running_stats: bool,
+        layout: str | None,
+        dtype: DTypeLike,
+    ) -> None:
+        self.num_features = checked_size(num_features, "num_features")
+        self.eps = _view.check_eps(eps)
+        self.momentum = None if momentum is None else _view.check_momentum(momentum)
+        _view.check_layout(layout)
+        self.layout = layout
+        self.affine = _view.check_flag(affine, "affine")
+        self.track_running_stats = _view.check_flag(track_running_stats, "track_running_stats")
+        shape, tracks = (self.num_features,), self.track_running_stats
+        super().__init__(shape, dtype, weight=self.affine, bias=self.affine)
+        self.running_mean: Kept | None = np.zeros(shape, self.dtype) if tracks else None
+        self.running_var: Kept | None = np.ones(shape, self.dtype) if tracks else None
+        self.num_batches_tracked: int | None = 0 if tracks else None
+
+    def _count(self, x: NDArray) -> None:
+        # An empty batch leaves the running statistics alone, and so this number.
+        if self.num_batches_tracked is not None and x.size:
+            self.num_batches_tracked += 1
+
+    def _state_names(self) -> list[str]:
+        names = super()._state_names()
+        if self.track_running_stats:
+            names += ["running_mean", "running_var", "num_batches_tracked"]
+        return names

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The layer of batch norm. May keep state. May not do arithmetic on tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from fastbn import _view
+from fastbn.functional import batch_norm, batch_norm_backward, batch_norm_forward
+from fastbn.layers.base import TrackingLayer
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    from fastbn._types import Floating, Vector
+
+
+class BatchNorm(TrackingLayer):
+    """Batch normalisation with parameters and running statistics.
+
+    As ``torch.nn.BatchNorm1d``, ``2d`` and ``3d`` in one, for NumPy arrays.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels; at least 1.
+    eps : float, default 1e-5
+        Added to the variance, inside the root.
+    momentum : float or None, default 0.1
+        The share of the new value in a running statistic. ``None``: running
+        statistics are the plain average over all batches so far.
+    affine : bool, default True
+        Keep `weight` and `bias`; otherwise both are ``None``.
+    track_running_stats : bool, default True
+        Keep running statistics; otherwise evaluation, too, normalises with the
+        statistics of the batch.
+    layout : str, optional
+        As for `batch_norm`.
+    dtype : dtype, default float32
+        Of parameters and running statistics: float32 or float64. The input may
+        be either, float16 or bfloat16; `y` has the dtype of `x`.
+
+    Attributes
+    ----------
+    weight, bias : ndarray of shape (C,), or None
+    running_mean, running_var : ndarray of shape (C,), or None
+    num_batches_tracked : int or None
+        How many batches the running statistics have seen.
+    weight_grad, bias_grad : ndarray of shape (C,), or None
+        Set by `backward`.
+    training : bool
+        Set by `train` and `eval`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments out of range or of a wrong type.
+
+    References
+    ----------
+    Ioffe & Szegedy 2015, algorithms 1 and 2.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> bn = fastbn.BatchNorm(3, layout="NHWC")
+    >>> x = np.random.default_rng(0).normal(5.0, 2.0, (8, 4, 4, 3)).astype(np.float32)
+    >>> y = bn(x)
+    >>> bool(abs(y.mean()) < 1e-6), bool(abs(y.std() - 1) < 1e-5)
+    (True, True)
+    >>> dx = bn.backward(np.ones_like(y))
+    >>> bn.bias_grad
+    array([128., 128., 128.], dtype=float32)
+    >>> bn.eval()
+    BatchNorm(3, eps=1e-05, momentum=0.1, layout='NHWC', training=False)
+    """
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        layout: str | None = None,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, layout, dtype)
+
+    def __call__(
+        self, x: NDArray[Floating], out: NDArray[Floating] | None = None
+    ) -> NDArray[Floating]:
+        """Normalise `x`.
+
+        Parameters
+        ----------
+        x : ndarray of float16, bfloat16, float32 or float64
+            With `num_features` channels. In training a reference to it is kept
+            for `backward`, until the next call or `eval`.
+        out : ndarray of the shape and dtype of `x`, optional
+            Where to write `y`; `x` itself is allowed, but rules out `backward`.
+
+        Returns
+        -------
+        y : ndarray
+            `out`, or a new array of the shape, dtype and memory order of `x`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `batch_norm`; and for another number of channels.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.BatchNorm(2).eval()
+        >>> bn(np.array([[1.0, 2.0]])).round(3)
+        array([[1., 2.]])
+        """
+        _view.check_channels(x, self.layout, self.num_features)
+        if not self.training:
+            self._forget()
+            return batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.running_mean is None,
+                eps=self.eps,
+                layout=self.layout,
+                out=out,
+            )
+        y, mean, invstd = batch_norm_forward(
+            x,
+            self.weight,
+            self.bias,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            momentum=self._next_momentum(),
+            eps=self.eps,
+            layout=self.layout,
+            out=out,
+        )
+        self._count(x)
+        self._keep(x, out, mean, invstd)
+        return y
+
+    def _next_momentum(self) -> float:
+        if self.momentum is not None:
+            return self.momentum
+        return 1.0 / ((self.num_batches_tracked or 0) + 1)
+
+    def _gradients(
+        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
+    ) -> tuple[NDArray[Floating], Vector, Vector]:
+        x, mean, invstd = saved
+        return batch_norm_backward(dy, x, mean, invstd, self.weight, layout=self.layout, out=out)
+
+    def __repr__(self) -> str:
+        return self._described(
+            f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}",
+            affine=True,
+            track_running_stats=True,
+            layout=None,
+        )

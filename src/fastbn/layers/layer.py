@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The layers of layer norm and RMS norm. May keep state. May not do arithmetic on tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastbn import _view
+from fastbn.functional import (
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_forward,
+)
+from fastbn.layers.base import Layer
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    from fastbn._types import Floating, Shape, Vector
+
+
+class LayerNorm(Layer):
+    """Layer normalisation with parameters.
+
+    As ``torch.nn.LayerNorm``, for NumPy arrays.
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        The lengths of the last axes of the input, over which it is normalised.
+    eps : float, default 1e-5
+        Added to the variance, inside the root.
+    elementwise_affine : bool, default True
+        Keep `weight` and, with `bias`, also `bias`; otherwise both are ``None``.
+    bias : bool, default True
+        See `elementwise_affine`.
+    dtype : dtype, default float32
+        Of parameters: float32 or float64. The input may be either, float16 or
+        bfloat16; `y` has the dtype of `x`.
+
+    Attributes
+    ----------
+    weight, bias : ndarray of shape `normalized_shape`, or None
+    weight_grad, bias_grad : ndarray of shape `normalized_shape`, or None
+        Set by `backward`.
+    training : bool
+        Set by `train` and `eval`. Evaluation gives the same `y`, but keeps
+        nothing for `backward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments out of range or of a wrong type.
+
+    References
+    ----------
+    Ba, Kiros & Hinton 2016, equation 3.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> ln = fastbn.LayerNorm(64)
+    >>> x = np.random.default_rng(0).normal(5.0, 2.0, (8, 16, 64)).astype(np.float32)
+    >>> y = ln(x)
+    >>> bool(abs(y.mean(axis=-1)).max() < 1e-5), bool(abs(y.std(axis=-1) - 1).max() < 1e-4)
+    (True, True)
+    >>> dx = ln.backward(np.ones_like(y))
+    >>> ln.bias_grad[:3]
+    array([128., 128., 128.], dtype=float32)
+    >>> ln.eval()
+    LayerNorm((64,), eps=1e-05, training=False)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: Shape,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.normalized_shape = _view.check_shape(normalized_shape)
+        self.eps = _view.check_eps(eps)
+        self.elementwise_affine = _view.check_flag(elementwise_affine, "elementwise_affine")
+        bias = _view.check_flag(bias, "bias") and self.elementwise_affine
+        super().__init__(self.normalized_shape, dtype, weight=self.elementwise_affine, bias=bias)
+
+    def __call__(
+        self, x: NDArray[Floating], out: NDArray[Floating] | None = None
+    ) -> NDArray[Floating]:
+        """Normalise `x`.
+
+        Parameters
+        ----------
+        x : ndarray of float16, bfloat16, float32 or float64
+            Its last axes have the lengths of `normalized_shape`. In training a
+            reference to it is kept for `backward`, until the next call or `eval`.
+        out : ndarray of the shape and dtype of `x`, optional
+            Where to write `y`; `x` itself is allowed, but rules out `backward`.
+
+        Returns
+        -------
+        y : ndarray
+            `out`, or a new array of the shape, dtype and memory order of `x`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `layer_norm`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> ln = fastbn.LayerNorm(2)
+        >>> ln(np.array([[1.0, 3.0]])).round(3)
+        array([[-1.,  1.]])
+        """
+        if not self.training:
+            self._forget()
+            return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps, out=out)
+        y, mean, invstd = layer_norm_forward(
+            x, self.normalized_shape, self.weight, self.bias, self.eps, out=out
+        )
+        self._keep(x, out, mean, invstd)
+        return y
+
+    def _gradients(
+        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
+    ) -> tuple[NDArray[Floating], Vector, Vector]:
+        x, mean, invstd = saved
+        return layer_norm_backward(dy, x, mean, invstd, self.normalized_shape, self.weight, out=out)
+
+    def __repr__(self) -> str:
+        arguments = f"{self.normalized_shape}, eps={self.eps:g}"
+        if self.elementwise_affine and self.bias is None:
+            arguments += ", bias=False"
+        return self._described(arguments, elementwise_affine=True)
+
+
+class RMSNorm(Layer):
+    """Normalisation by the root of the mean square, with a weight.
+
+    As ``torch.nn.RMSNorm``, for NumPy arrays.
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        The lengths of the last axes of the input, over which it is normalised.
+    eps : float, optional
+        Added to the mean square, inside the root. Without it, as for `rms_norm`.
+    elementwise_affine : bool, default True
+        Keep `weight`; otherwise it is ``None``.
+    dtype : dtype, default float32
+        Of the weight: float32 or float64. The input may be either, float16 or
+        bfloat16; `y` has the dtype of `x`.
+
+    Attributes
+    ----------
+    weight : ndarray of shape `normalized_shape`, or None
+    weight_grad : ndarray of shape `normalized_shape`, or None
+        Set by `backward`.
+    bias, bias_grad : None
+        So that all layers can be treated alike.
+    training : bool
+        Set by `train` and `eval`. Evaluation gives the same `y`, but keeps
+        nothing for `backward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments out of range or of a wrong type.
+
+    References
+    ----------
+    Zhang & Sennrich 2019, equation 4.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> norm = fastbn.RMSNorm(64)
+    >>> x = np.random.default_rng(0).normal(5.0, 2.0, (8, 16, 64)).astype(np.float32)
+    >>> y = norm(x)
+    >>> bool(abs((y * y).mean(axis=-1) - 1).max() < 1e-4)
+    True
+    >>> dx = norm.backward(y)
+    >>> bool(abs(norm.weight_grad.mean() - 128) < 1e-2)
+    True
+    >>> norm.eval()
+    RMSNorm((64,), eps=None, training=False)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: Shape,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.normalized_shape = _view.check_shape(normalized_shape)
+        self.eps = None if eps is None else _view.check_eps(eps)
+        self.elementwise_affine = _view.check_flag(elementwise_affine, "elementwise_affine")
+        super().__init__(self.normalized_shape, dtype, weight=self.elementwise_affine, bias=False)
+
+    def __call__(
+        self, x: NDArray[Floating], out: NDArray[Floating] | None = None
+    ) -> NDArray[Floating]:
+        """Normalise `x`.
+
+        Parameters
+        ----------
+        x : ndarray of float16, bfloat16, float32 or float64
+            Its last axes have the lengths of `normalized_shape`. In training a
+            reference to it is kept for `backward`, until the next call or `eval`.
+        out : ndarray of the shape and dtype of `x`, optional
+            Where to write `y`; `x` itself is allowed, but rules out `backward`.
+
+        Returns
+        -------
+        y : ndarray
+            `out`, or a new array of the shape, dtype and memory order of `x`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `rms_norm`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> norm = fastbn.RMSNorm(2)
+        >>> norm(np.array([[1.0, 7.0]])).round(3)
+        array([[0.2, 1.4]])
+        """
+        if not self.training:
+            self._forget()
+            return rms_norm(x, self.normalized_shape, self.weight, self.eps, out=out)
+        y, invrms = rms_norm_forward(x, self.normalized_shape, self.weight, self.eps, out=out)
+        self._keep(x, out, invrms)
+        return y
+
+    def _gradients(
+        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
+    ) -> tuple[NDArray[Floating], Vector]:
+        x, invrms = saved
+        return rms_norm_backward(dy, x, invrms, self.normalized_shape, self.weight, out=out)
+
+    def __repr__(self) -> str:
+        eps = None if self.eps is None else f"{self.eps:g}"
+        return self._described(f"{self.normalized_shape}, eps={eps}", elementwise_affine=True)

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Arrays -> the view and the operands of a job; what no view describes is copied once.
+# docs/design.md lists what is. May copy arrays; may not compute with their elements.
+# A part of _view.pyx.
+
+cdef struct Order:
+    # The axes of x in the order of memory, but samples first, and features last.
+    int axes[MAX_DIMENSIONS]
+    int n
+    bint samples        # axes[0] counts samples, each with its own statistics
+    int outer           # axes[samples:outer] are outer, axes[outer + has_channel:] inner
+    bint has_channel    # False: there is one channel, and its axis has no place
+
+
+cdef void order_by_channel(cnp.ndarray x, int axis, int sample_axis, Order* order) noexcept:
+    cdef int i
+    order.samples = sample_axis != NO_AXIS and x.shape[sample_axis] > 1
+    order.axes[0] = sample_axis
+    order.n = order.samples + memory_order(x, 0, x.ndim, sample_axis, order.axes + order.samples)
+    order.outer = order.samples
+    order.has_channel = False
+    for i in range(order.samples, order.n):
+        if order.axes[i] == axis:
+            order.outer = i
+            order.has_channel = True
+
+
+cdef void order_by_features(cnp.ndarray x, int kept, Order* order) noexcept:
+    # The channels are those of the first `kept` axes, the features of the others.
+    order.samples = order.has_channel = False
+    order.outer = memory_order(x, 0, kept, NO_AXIS, order.axes)
+    order.n = order.outer + memory_order(x, kept, x.ndim, NO_AXIS, order.axes + order.outer)
+
+
+cdef bint follows(cnp.ndarray a, int slow, int fast) noexcept:
+    # Do the two axes step through memory as one axis would?
+    return a.strides[slow] == a.shape[fast] * a.strides[fast]
+
+
+cdef bint fits(cnp.ndarray a, const Order* order) noexcept:
+    # Native and aligned, and without gaps from the channel axis inwards.
+    cdef int i
+    if not cnp.PyArray_ISBEHAVED_RO(a):
+        return False
+    if order.n == 0:
+        return True
+    if order.n > order.outer and a.strides[order.axes[order.n - 1]] != a.itemsize:
+        return False
+    for i in range(order.outer + order.has_channel, order.n - 1):
+        if not follows(a, order.axes[i], order.axes[i + 1]):
+            return False
+    return True
+
+
+cdef uint64_t breaks(cnp.ndarray a, const Order* order) noexcept:
+    # Where the outer axes do not step as one: bit i, before axes[i].
+    cdef uint64_t found = 0
+    cdef int i
+    for i in range(order.samples + 1, order.outer):
+        if not follows(a, order.axes[i - 1], order.axes[i]):
+            found |= <uint64_t>1 << i
+    return found
+
+
+cdef inline bint at_most_one_bit(uint64_t bits) noexcept:
+    return bits & (bits - 1) == 0
+
+
+cdef bint groups_in_a_row(cnp.ndarray x, const Order* order) noexcept:
+    # Do the channels of a group lie side by side?
+    cdef Py_ssize_t inner = x.itemsize
+    cdef int i
+    for i in range(order.outer + order.has_channel, order.n):
+        inner *= x.shape[order.axes[i]]
+    return not order.has_channel or x.strides[order.axes[order.outer]] == inner
+
+
+@cython.final
+@cython.freelist(8)
+cdef class Arrangement:
+    # The operands of a job as the drivers may use them, x first; they keep
+    # their memory alive. With an output, that is the last one. Beside them the
+    # float64 vectors of the job.
+    cdef list arrays
+    cdef int inputs
+    cdef cnp.ndarray out
+    cdef Order order
+    cdef double* numbers
+    cdef Py_ssize_t used
+
+    def __dealloc__(self):
+        free(self.numbers)
+
+    cdef double* vector(self, Py_ssize_t n) noexcept:
+        # A new vector, with anything in it.
+        self.used += n
+        return self.numbers + self.used - n
+
+    cdef double* widened(self, cnp.ndarray a) except? NULL:
+        # A copy in float64; NULL for None.
+        if a is None:
+            return NULL
+        cdef double* to = self.vector(cnp.PyArray_SIZE(a))
+        widen(a, to)
+        return to
+
+    cdef const double* readable(self, cnp.ndarray a) except? NULL:
+        # `a` itself, where that will do: to be read only.
+        if a is not None and cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE and cnp.PyArray_ISCARRAY_RO(a):
+            return <const double*>cnp.PyArray_DATA(a)
+        return self.widened(a)
+
+    cdef const double* features(self, cnp.ndarray a, int kept) except? NULL:
+        # A parameter, in the order of the features in memory.
+        cdef cnp.ndarray x = self.arrays[0]
+        cdef int outer = self.order.outer
+        if a is None:
+            return NULL
+        return self.in_order(
+            flattened(a, x, kept, x.ndim, self.order.axes + outer, self.order.n - outer), a)
+
+    cdef const double* kept(self, cnp.ndarray a, int kept) except? NULL:
+        # Statistics, in the order of the channels in memory.
+        return self.in_order(
+            flattened(a, self.arrays[0], 0, kept, self.order.axes, self.order.outer), a)
+
+    cdef const double* in_order(self, cnp.ndarray flat, cnp.ndarray a) except? NULL:
+        return self.readable(a) if flat is a else self.widened(flat)
+
+    cdef int settle(self, Job* job, Py_ssize_t channels, Py_ssize_t group) except -1:
+        # Copies what does not fit, and fills in the view and the operands.
+        cdef cnp.ndarray x = self.arrays[0]
+        cdef int i, split = self.make_fit(group if self.inputs == 1 else 1)
+        job.stopped = signalled
+        job.samples = x.shape[self.order.axes[0]] if self.order.samples else 1
+        job.parts = 1
+        job.group = group
+        job.view.channels = channels
+        job.view.outer = job.view.middle = job.view.inner = 1
+        job.view.features = False
+        if cnp.PyArray_SIZE(x) == 0:
+            job.view.outer = 0
+        for i in range(self.order.samples, self.order.n):
+            if i < split:
+                job.view.outer *= x.shape[self.order.axes[i]]
+            elif i < self.order.outer:
+                job.view.middle *= x.shape[self.order.axes[i]]
+            elif i >= self.order.outer + self.order.has_channel:
+                job.view.inner *= x.shape[self.order.axes[i]]
+        self.describe(0, job, split, &job.x)
+        if self.inputs == 2:
+            self.describe(1, job, split, &job.dy)
+        if self.out is not None:
+            self.describe(self.inputs, job, split, &job.out)
+        return 0
+
+    cdef int settle_features(self, Job* job) except -1:
+        # The same for features: what is outer and middle are the channels.
+        self.settle(job, 1, 1)
+        job.view.features = True
+        job.view.channels = job.view.outer * job.view.middle
+        job.period = job.view.middle
+        job.view.outer = job.view.middle = 1
+        job.x.channel, job.dy.channel, job.out.channel = (
+            job.x.middle, job.dy.middle, job.out.middle)
+        return 0
+
+    cdef int make_fit(self, Py_ssize_t group) except -1:
+        # Copies what does not fit. Returns where the outer axes are split: the view's
+        # `outer` ends there, and `middle` begins.
+        cdef Order* order = &self.order
+        cdef uint64_t found = 0
+        cdef int i, split = 0
+        for i in range(len(self.arrays)):
+            if not fits(self.arrays[i], order) or (
+                    i == 0 and group > 1 and not groups_in_a_row(self.arrays[i], order)):
+                self.replace(i, True)
+            found |= breaks(self.arrays[i], order)
+        if not at_most_one_bit(found):
+            found = 0
+            for i in range(len(self.arrays)):
+                if breaks(self.arrays[i], order):
+                    self.replace(i, False)
+        while found >> split > 1:
+            split += 1
+        return split
+
+    cdef void describe(self, int i, const Job* job, int split, Operand* operand) noexcept:
+        cdef cnp.ndarray a = self.arrays[i]
+        cdef const Order* order = &self.order
+        cdef Py_ssize_t itemsize = a.itemsize
+        operand.data = cnp.PyArray_DATA(a)
+        operand.channel = job.view.inner
+        if order.has_channel:
+            operand.channel = a.strides[order.axes[order.outer]] // itemsize
+        operand.middle = job.view.channels * job.view.inner
+        if order.outer > order.samples:
+            operand.middle = a.strides[order.axes[order.outer - 1]] // itemsize
+        operand.outer = job.view.middle * operand.middle
+        if split:
+            operand.outer = a.strides[order.axes[split - 1]] // itemsize
+        operand.sample = a.strides[order.axes[0]] // itemsize if order.samples else 0
+
+    cdef object replace(self, int i, bint keep_broadcast):
+        # By a gapless copy; for the output, by memory that is copied back later.
+        # Outer axes of stride 0 may stay so: repeated, they fit as well.
+        cdef cnp.ndarray copy, a = np.asarray(self.arrays[i])
+        shape = (<object>a).shape
+        if i < self.inputs and keep_broadcast:
+            a = a[tuple([slice(None, 1) if stride == 0 and axis in self.outer_axes()
+                         else slice(None) for axis, stride in enumerate((<object>a).strides)])]
+        copy = empty_in_order(a, self.order.axes, self.order.n)
+        if i < self.inputs:
+            copy_into(copy, a)
+            self.arrays[i] = np.broadcast_to(copy, shape)
+        else:
+            self.arrays[i] = copy
+
+    cdef list outer_axes(self):
+        cdef int i
+        return [self.order.axes[i] for i in range(self.order.outer)]
+
+    cdef cnp.ndarray result(self):
+        # `out`, once the driver has written to what stood for it.
+        cdef cnp.ndarray written = self.arrays[self.inputs]
+        if written is not self.out:
+            copy_into(self.out, written)
+        return self.out
+
+
+cdef object copy_into(cnp.ndarray to, cnp.ndarray source):
+    # In pieces, so that Ctrl-C need not wait for gigabytes.
+    cdef Py_ssize_t pieces = cnp.PyArray_NBYTES(to) // PIECE + 1
+    if pieces == 1:
+        cnp.PyArray_CopyInto(to, source)
+        return
+    to, source = np.asarray(to), np.asarray(source)
+    axis = int(np.argmax((<object>to).shape))
+    for part, whole in zip(np.array_split(to, pieces, axis), np.array_split(source, pieces, axis)):
+        cnp.PyArray_CopyInto(part, whole)
+        PyErr_CheckSignals()
+
+
+cdef Arrangement arranged(list arrays, const Order* order, bint writes, Py_ssize_t numbers):
+    # With memory for so many float64 numbers.
+    cdef cnp.ndarray x = arrays[0]
+    cdef int axes[MAX_DIMENSIONS]
+    cdef int n
+    cdef Arrangement a = Arrangement.__new__(Arrangement)
+    a.order = order[0]
+    a.arrays = arrays
+    a.inputs = len(arrays) - writes
+    if writes:
+        a.out = arrays[a.inputs]
+        if a.out is None:
+            n = memory_order(x, 0, x.ndim, NO_AXIS, axes)
+            a.out = empty_in_order(x, axes, n)
+            arrays[a.inputs] = a.out
+    a.numbers = <double*>malloc(numbers * sizeof(double) + 1)
+    if a.numbers == NULL:
+        raise MemoryError("no memory for the vectors of the channels")
+    return a

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# What a caller can get wrong: each check returns what was checked, or raises an error
+# that names the argument, what was expected and what came. May not write, may not
+# allocate an array. A part of _view.pyx.
+
+cdef object described(obj):
+    # What came, in a few words.
+    if cnp.PyArray_Check(obj):
+        return f"an array of shape {obj.shape} and dtype {obj.dtype}"
+    if obj is None:
+        return "None"
+    return f"{type(obj).__module__}.{type(obj).__qualname__}".removeprefix("builtins.")
+
+
+cdef str torch_hint(obj, str name):
+    if str(obj.dtype) == "torch.bfloat16":
+        return (f"; pass {name}.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16), "
+                f"which shares its memory{to_install()}")
+    return f"; pass {name}.detach().numpy(), which shares its memory"
+
+
+cdef str dtype_hint(dtype, str name):
+    if dtype == np.uint16:
+        return (f"; if these are the bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
+                f"{to_install()}; if they are integers, {name}.astype(np.float32)")
+    if dtype.kind in "iubf":
+        return f"; convert it first: {name}.astype(np.float32)"
+    return ""
+
+
+cdef cnp.ndarray checked_array(obj, str name, bint half=True):
+    if not cnp.PyArray_Check(obj):
+        if type(obj).__module__.partition(".")[0] == "torch" and hasattr(obj, "dtype"):
+            hint = torch_hint(obj, name)
+        elif obj is None:
+            hint = ""
+        else:
+            hint = f"; np.asarray({name}) makes one"
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {described(obj)}{hint}")
+    if not cnp.PyArray_CheckExact(obj) and isinstance(obj, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain numpy.ndarray, got a masked array, "
+                        "whose mask would be ignored")
+    cdef cnp.ndarray array = obj
+    cdef int kind = kind_of(array)
+    if kind == OTHER or (kind > FLOAT64 and not half):
+        kinds = "float32, float64, float16 or bfloat16" if half else "float32 or float64"
+        raise TypeError(f"{name}: expected dtype {kinds}, got {array.dtype}"
+                        f"{dtype_hint(array.dtype, name)}")
+    return array
+
+
+cdef cnp.ndarray checked_vector(obj, str name, Py_ssize_t channels, bint half=True):
+    # One number per channel, or None.
+    if obj is None:
+        return None
+    cdef cnp.ndarray array = checked_array(obj, name, half)
+    if array.ndim != 1 or array.shape[0] != channels:
+        raise ValueError(f"{name}: expected shape ({channels},), one value for each channel of x, "
+                         f"got {(<object>array).shape}")
+    return array
+
+
+cdef cnp.ndarray checked_shaped(obj, str name, cnp.ndarray x, int first, int end, bint half=True):
+    # An array with the dimensions [first, end) of x, or None.
+    if obj is None:
+        return None
+    cdef cnp.ndarray array = checked_array(obj, name, half)
+    if array.ndim != end - first or not cnp.PyArray_CompareLists(
+            array.shape, x.shape + first, end - first):
+        raise ValueError(f"{name}: expected shape {(<object>x).shape[first:end]}, "
+                         f"got {(<object>array).shape}")
+    return array
+
+
+cdef cnp.ndarray checked_table(obj, str name, Py_ssize_t rows, Py_ssize_t columns):
+    # Statistics of groups.
+    cdef cnp.ndarray array = checked_array(obj, name, False)
+    if array.ndim != 2 or array.shape[0] != rows or array.shape[1] != columns:
+        raise ValueError(f"{name}: expected shape ({rows}, {columns}), "
+                         f"got {(<object>array).shape}")
+    return array
+
+
+cdef object checked_written(cnp.ndarray array, str name):
+    if not cnp.PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    if overlaps_itself(array):
+        raise ValueError(f"{name}: expected an array whose elements are apart in memory, as "
+                         f"slicing and transposing make them, got shape {(<object>array).shape} "
+                         f"with strides {(<object>array).strides}")
+
+
+cdef object checked_apart(cnp.ndarray written, str name, cnp.ndarray other, str other_name):
+    if written is not None and other is not None and overlap(written, other):
+        raise ValueError(f"{name}: expected memory of its own, got an array that overlaps "
+                         f"{other_name}")
+
+
+cdef object checked_running(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray x,
+                            cnp.ndarray weight, cnp.ndarray bias):
+    # Running statistics that are about to be updated.
+    for running, name in (running_mean, "running_mean"), (running_var, "running_var"):
+        if running is not None:
+            checked_written(running, name)
+            checked_apart(running, name, x, "x")
+            checked_apart(running, name, weight, "weight")
+            checked_apart(running, name, bias, "bias")
+    checked_apart(running_mean, "running_mean", running_var, "running_var")
+
+
+cdef object checked_same_or_apart(cnp.ndarray out, cnp.ndarray other, str other_name):
+    if not same_memory(out, other) and overlap(out, other):
+        raise ValueError(f"out: expected {other_name} itself or memory apart from it, got an "
+                         f"array that overlaps {other_name} in part")
+
+
+cdef Py_ssize_t size_of_axes(cnp.ndarray x, int first, int end) noexcept:
+    cdef Py_ssize_t size = 1
+    cdef int axis
+    for axis in range(first, end):
+        size *= x.shape[axis]
+    return size
+
+
+cdef object checked_like_x(cnp.ndarray array, str name, cnp.ndarray x):
+    # By the dimensions in C: a subclass may say anything of its shape.
+    if array.ndim != x.ndim or not cnp.PyArray_CompareLists(array.shape, x.shape, x.ndim):
+        raise ValueError(f"{name}: expected the shape of x, {(<object>x).shape}, "
+                         f"got {(<object>array).shape}")
+    if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
+        raise TypeError(f"{name}: expected the dtype of x, {x.dtype.name}, got {array.dtype.name}")
+
+
+cdef object checked_count(cnp.ndarray x, Py_ssize_t count, str owner):
+    if count == 1:
+        raise ValueError(f"x: expected more than one value per {owner}, "
+                         f"got shape {(<object>x).shape}")
+
+
+cdef cnp.ndarray checked_out(obj, cnp.ndarray x):
+    if obj is None:
+        return None
+    cdef cnp.ndarray out = checked_array(obj, "out")
+    checked_like_x(out, "out", x)
+    checked_written(out, "out")
+    return out
+
+
+cdef double checked_number(value, str name) except? -1.0:
+    if isinstance(value, float):
+        return value
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a real number, got {described(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number within the range of float64, "
+                         f"got a larger {described(value)}") from None
+
+
+cdef double checked_eps(value, bint training) except? -1.0:
+    cdef double eps = checked_number(value, "eps")
+    if not (eps > 0.0 or (eps == 0.0 and not training)):
+        raise ValueError(f"eps: expected a number {'> 0 in training' if training else '>= 0'}, "
+                         f"got {value!r}")
+    return eps
+
+
+cdef double smallest_step(cnp.ndarray x) noexcept:
+    # The eps of RMS norm, unless one is given: that of the numbers it is computed in.
+    return 2.0 ** -52 if kind_of(x) == FLOAT64 else 2.0 ** -23
+
+
+cdef double checked_momentum(value) except? -1.0:
+    cdef double momentum = checked_number(value, "momentum")
+    if momentum - momentum != 0.0:
+        raise ValueError(f"momentum: expected a finite number, got {value!r}")
+    return momentum
+
+
+cdef bint checked_flag(value, str name) except -1:
+    if value is True or value is False:
+        return value
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def check_layout(layout):
+    """Raise unless `layout` is None, "N...C", or distinct letters with one C."""
+    if layout is None:
+        return
+    if not isinstance(layout, str):
+        raise TypeError(f"layout: expected a string such as 'NHWC', or None, "
+                        f"got {described(layout)}")
+    if layout == "N...C":
+        return
+    if not (layout.isascii() and layout.isalpha() and layout.count("C") == 1
+            and len(set(layout)) == len(layout)):
+        raise ValueError("layout: expected distinct letters with exactly one 'C' (such as "
+                         f"'NHWC'), or 'N...C', got {layout!r}")
+
+
+cdef int channel_axis(layout, cnp.ndarray x) except -1:
+    cdef int ndim = x.ndim
+    if layout is not None:
+        check_layout(layout)
+    if layout is None or layout == "N...C":
+        if ndim < 2:
+            wanted = "(N, C, ...)" if layout is None else "(N, ..., C)"
+            raise ValueError(f"x: expected at least 2 dimensions, {wanted}, got {ndim}, "
+                             f"shape {(<object>x).shape}; name its axes with layout=")
+        return 1 if layout is None else ndim - 1
+    if len(layout) != ndim:
+        raise ValueError(f"layout: expected {ndim} letters for x of shape {(<object>x).shape}, "
+                         f"got {layout!r}")
+    return layout.index("C")
+
+
+cdef int sample_axis(layout) except -1:
+    # For operations whose statistics belong to one sample; of a layout that was checked.
+    if layout is None or layout == "N...C":
+        return 0
+    if "N" not in layout:
+        raise ValueError(f"layout: expected an 'N' for the axis of the samples, got {layout!r}")
+    return layout.index("N")
+
+
+def check_eps(eps):
+    """Return `eps` as a float, or raise. 0 is left for training to refuse."""
+    return checked_eps(eps, False)
+
+
+def check_momentum(momentum):
+    """Return `momentum` as a float, or raise."""
+    return checked_momentum(momentum)
+
+
+def check_flag(value, name):
+    """Return `value` as a bool, or raise."""
+    return bool(checked_flag(value, name))
+
+
+def check_integer(value, name):
+    """Return `value` as an int, or raise."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {described(value)}") from None
+
+
+def check_parameter(array, name, shape):
+    """Return `array`, of exactly that shape, or raise."""
+    checked_array(array, name, False)
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    return array
+
+
+def check_shape(normalized_shape):
+    """Return `normalized_shape`, an integer or a sequence of them, as a tuple, or raise."""
+    if isinstance(normalized_shape, str) or not isinstance(normalized_shape, Sequence):
+        return (positive(normalized_shape, "normalized_shape"),)
+    if not normalized_shape:
+        raise ValueError("normalized_shape: expected at least one dimension, got none")
+    return tuple([positive(size, "normalized_shape") for size in normalized_shape])
+
+
+cdef object positive(value, str name):
+    # 0 is a size, too, of an empty x.
+    size = check_integer(value, name)
+    if not 0 <= size < 2**63:
+        raise ValueError(f"{name}: expected no negative size, got {value}")
+    return size
+
+
+cdef int kept_axes(normalized_shape, cnp.ndarray x) except -1:
+    # How many axes go before those that are normalised over.
+    cdef tuple shape
+    cdef int i, kept
+    shape = (normalized_shape,) if type(normalized_shape) is int else check_shape(normalized_shape)
+    kept = x.ndim - <int>len(shape)
+    if kept >= 0:
+        for i in range(kept, x.ndim):
+            if x.shape[i] != shape[i - kept]:
+                kept = -1
+                break
+    if kept < 0:
+        raise ValueError(f"normalized_shape: expected the last dimensions of x, which has shape "
+                         f"{(<object>x).shape}, got {shape}")
+    return kept
+
+
+cdef Py_ssize_t channels_of_a_group(num_groups, Py_ssize_t channels) except -1:
+    groups = check_integer(num_groups, "num_groups")
+    if groups < 1 or channels % groups:
+        raise ValueError(f"num_groups: expected a divisor of the {channels} channels of x, "
+                         f"got {groups}")
+    return channels // groups
+
+
+def check_channels(x, layout, channels):
+    """Raise unless `x` has so many channels."""
+    cdef cnp.ndarray array = checked_array(x, "x")
+    cdef int axis = channel_axis(layout, array)
+    if array.shape[axis] != channels:
+        raise ValueError(f"x: expected {channels} channels on axis {axis}, got shape {x.shape}")
+
+
+def overlapping(cnp.ndarray a not None, cnp.ndarray b not None):
+    """Return whether the two arrays share memory."""
+    return overlap(a, b)

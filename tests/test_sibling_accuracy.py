@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The bars of docs/numerics.md for layer, RMS, group and instance norm, on the same data."""
+
+import numpy as np
+import oracle
+import pytest
+from arrays import assert_near
+from cases import Case
+from datasets import VARIANCE, WRITTEN, datasets
+
+from fastbn import _dispatch
+
+# An eps that leaves the variance readable from invstd, and a variance of 0 a number.
+TINY = 1e-300
+
+
+def arrangements(rows):
+    """The same groups of values as (operation, array), each row being a group."""
+    groups, n = rows.shape
+    yield Case("layer", rows.shape, n), rows
+    yield Case("layer", rows.shape, n), np.asfortranarray(rows)
+    yield Case("instance", (groups // 4, 4, n)), rows.reshape(-1, 4, n)
+    parts = next(k for k in range(2, n + 1) if n % k == 0)
+    x = rows.reshape(-1, 4 * parts, n // parts)
+    yield Case("group", x.shape, 4), x
+    last = np.ascontiguousarray(x.swapaxes(1, 2))
+    yield Case("group", last.shape, 4, "NLC"), last
+    last = np.ascontiguousarray(rows.reshape(-1, 4, n).swapaxes(1, 2))
+    yield Case("instance", last.shape, layout="NLC"), last
+
+
+def squares(case, x):
+    """Variance, or mean square, of each group as backward would get it."""
+    saved = case.forward(x, eps=TINY)[1]
+    found = 1 / saved[-1].reshape(-1) ** 2
+    return np.where(found > 1.5 * TINY, found, 0)
+
+
+def check(rows, name):
+    """Each operation's variance at each level, and the mean square of rms norm."""
+    wide = rows.astype(np.float64)
+    variance = wide.var(1)
+    # Of equal numbers NumPy's mean may be off by a digit, and its variance not be 0.
+    variance[wide.min(1) == wide.max(1)] = 0
+    mean_square = (wide**2).mean(1)
+    for level in _dispatch.runnable():
+        with _dispatch.using(level):
+            for case, x in arrangements(rows):
+                error = np.abs(squares(case, x) - variance)
+                assert (error <= VARIANCE * variance).all(), (name, str(case), level)
+            for x in (rows, np.asfortranarray(rows)):
+                case = Case("rms", rows.shape, rows.shape[1])
+                error = np.abs(squares(case, x) - mean_square)
+                assert (error <= VARIANCE * mean_square).all(), (name, "rms", level)
+
+
+@pytest.mark.parametrize("mean", [0, 1, 1e3, 1e5])
+@pytest.mark.parametrize("n", [2, 7, 33, 64, 100, 513, 1568, 20_000])
+def test_variance(n, mean):
+    for name, data in datasets(n, 200 if n <= 64 else 40 if n < 5000 else 8, mean):
+        check(np.ascontiguousarray(data.T).astype(np.float32), name)
+
+
+@pytest.mark.parametrize("n", [64, 768])
+def test_variance_of_half_types(half, n):
+    for name, data in datasets(n, 40, 1):
+        data = np.clip(data.T, -6e4, 6e4).astype(np.float32)
+        check(np.ascontiguousarray(data).astype(half), name)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e18, 1e30, 1e37])
+def test_variance_at_any_scale(scale):
+    for name, data in datasets(768, 40, 0):
+        with np.errstate(over="ignore", under="ignore"):
+            x = (np.clip(data.T, -9, 9) * scale).astype(np.float32)
+        check(np.ascontiguousarray(x), name)
+
+
+def test_float64_to_rounding(level):
+    # 2e-15 as of batch statistics, and the roundings of a root and two quotients.
+    for mean in 0, 1e5, 1e10:
+        for name, data in datasets(1568, 40, mean):
+            rows = np.ascontiguousarray(data.T)
+            wide = rows.astype(np.longdouble)
+            variance, mean_square = wide.var(1), (wide**2).mean(1)
+            for case, x in arrangements(rows):
+                error = np.abs(squares(case, x) - variance)
+                assert (error <= 3e-15 * variance).all(), (name, str(case))
+            error = np.abs(squares(Case("rms", rows.shape, 1568), rows) - mean_square)
+            assert (error <= 3e-15 * mean_square).all(), name
+
+
+WRITES = [
+    Case("layer", (64, 768), 768),
+    Case("layer", (9, 4100), 4100),
+    Case("layer", (4, 40, 14, 15), (40, 14, 15)),
+    Case("layer", (500, 30), 30),
+    Case("rms", (64, 768), 768),
+    Case("rms", (9, 4100), 4100),
+    Case("group", (8, 40, 14, 14), 8),
+    Case("group", (2, 8, 100, 100), 4),
+    Case("group", (8, 14, 14, 40), 8, "NHWC"),
+    Case("group", (64, 240), 4),
+    Case("instance", (8, 40, 14, 14)),
+    Case("instance", (8, 196, 40), layout="NLC"),
+]
+
+
+@pytest.mark.parametrize("mean", [0, 1, 1e3, 1e5])
+@pytest.mark.parametrize("case", WRITES, ids=str)
+def test_writes(level, mean, case):
+    where = {"what": case.what, "layout": case.layout}
+    x = case.batch("float32", 1, mean, 1.0)
+    dy = case.batch("float32", 2, 0.0, 1.0)
+    exact_mean, var = oracle.moments(case.op, x, **where)
+    y, saved = case.forward(x, eps=1e-5)
+    expected = oracle.forward(case.op, x, exact_mean, var, **where)
+    assert np.abs(y - expected).max() <= WRITTEN
+    dx = case.backward(dy, x, saved)[0]
+    expected = oracle.gradients(case.op, dy, x, exact_mean, 1 / np.sqrt(var + 1e-5), **where)
+    assert np.abs(dx - expected[0]).max() <= WRITTEN
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize("case", WRITES, ids=str)
+def test_writes_at_any_scale(level, scale, case):
+    where = {"what": case.what, "layout": case.layout}
+    x = (case.batch("float64", 3, 0.0, 1.0) * scale).astype(np.float32)
+    dy = case.batch("float32", 4, 0.0, 1.0)
+    eps = 1e-100
+    mean, var = oracle.moments(case.op, x, **where)
+    y, saved = case.forward(x, eps=eps)
+    assert np.abs(y - oracle.forward(case.op, x, mean, var, eps=eps, **where)).max() <= WRITTEN
+    # dx is as large as 1 / scale: kept where float32 has such numbers.
+    weight = np.full(case.parameter_shape, min(1.0, scale * 1e10))
+    dx, dweight, *_ = case.backward(dy, x, saved, weight)
+    expected = oracle.gradients(case.op, dy, x, mean, 1 / np.sqrt(var + eps), weight, **where)
+    assert np.abs(dx - expected[0]).max() <= np.abs(expected[0]).max() * 1e-6 + 2e-45
+    assert np.abs(dweight - expected[1]).max() <= 1e-6 * np.abs(dy).sum()
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 1e36])
+@pytest.mark.parametrize("case", [*WRITES[::3], Case("batch", (8, 40, 14, 14))], ids=str)
+def test_bfloat16_at_any_scale(level, scale, case):
+    pytest.importorskip("ml_dtypes")
+    where = {"what": case.what, "layout": case.layout}
+    x = (case.batch("float64", 3, 0.0, 1.0) * scale).astype("bfloat16")
+    mean, var = oracle.moments(case.op, x, **where)
+    y, saved = case.forward(x, eps=1e-100)
+    expected = oracle.forward(case.op, x, mean, var, eps=1e-100, **where)
+    assert_near(y, expected, WRITTEN)
+    np.testing.assert_allclose(saved[-1], 1 / np.sqrt(var), rtol=VARIANCE)
+
+
+@pytest.mark.parametrize("case", [case for case in WRITES if case.has_mean], ids=str)
+def test_a_mean_of_dy_costs_no_more_than_its_own_rounding(level, case):
+    where = {"what": case.what, "layout": case.layout}
+    x = case.batch("float32", 5, 0.0, 1.0)
+    mean, var = oracle.moments(case.op, x, **where)
+    invstd = 1 / np.sqrt(var + 1e-5)
+    for size in 1, 100, 1e4:
+        dy = case.batch("float32", 6, size, 1.0)
+        dx = case.backward(dy, x, [mean, invstd])[0]
+        error = np.abs(dx - oracle.gradients(case.op, dy, x, mean, invstd, **where)[0]).max()
+        assert error <= 2**-22 * (size + 4) * invstd.max()
