@@ -507,27 +507,36 @@ cdef inline void write_strip(const Job* job, Py_ssize_t channel, Py_ssize_t chan
             store_wide(q + j, load_wide(q + j) + widen(load_real(strip.q + i * WIDTH), half))
 
 
-cdef inline bint aligned(const Job* job, const Operand* operand) noexcept nogil:
-    # Does each channel begin where a register can be streamed to?
-    return (to_alignment(<elem*>operand.data) == 0 and operand.channel % WIDTH == 0
-            and operand.outer % WIDTH == 0)
+cdef inline bint lie_alike(const Operand* operand) noexcept nogil:
+    # Do all channels begin at the same place of a register?
+    return operand.channel % WIDTH == 0 and operand.outer % WIDTH == 0
+
+
+cdef inline void write_strips(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                              Py_ssize_t at, Py_ssize_t end, bint scaled,
+                              bint streaming) noexcept nogil:
+    # Up to ROWS channels. What is streamed begins with the part of a register.
+    cdef Py_ssize_t n = to_alignment(element(job, &job.out, channel, 0, at)) if streaming else 0
+    while at < end:
+        n = minimum(n if n else STRIP, end - at)
+        write_strip(job, channel, channels, at, n, scaled, streaming)
+        at += n
+        n = 0
 
 
 cdef inline void write_gradient_features(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
                                          Py_ssize_t b0, Py_ssize_t b1, bint scaled,
                                          bint streaming) noexcept nogil:
     cdef Block first = block_at(job, b0), last = block_at(job, b1 - 1)
-    cdef Py_ssize_t i, k, c, at, n, features = last.offset + last.length - first.offset
-    streaming = streaming and aligned(job, &job.out)
+    cdef Py_ssize_t i, c, end = last.offset + last.length
     for i in range(steps(channels, ROWS)):
         c = i * ROWS
-        for k in range(steps(features, STRIP)):
-            at = first.offset + k * STRIP
-            n = minimum(STRIP, first.offset + features - at)
-            if streaming:
-                write_strip(job, channel + c, minimum(ROWS, channels - c), at, n, scaled, True)
-            else:
-                write_strip(job, channel + c, minimum(ROWS, channels - c), at, n, scaled, False)
+        if streaming and lie_alike(&job.out):
+            write_strips(job, channel + c, minimum(ROWS, channels - c), first.offset, end, scaled,
+                         True)
+        else:
+            write_strips(job, channel + c, minimum(ROWS, channels - c), first.offset, end, scaled,
+                         False)
 
 
 cdef inline void write_tiles_as(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
