@@ -78,10 +78,11 @@ def test_public_names():
     assert sorted(fastbn.__all__) == sorted(
         ["BatchNorm", "BatchStats", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm",
          "__version__", "batch_norm", "batch_norm_backward", "batch_norm_forward", "batch_stats",
-         "get_num_threads", "group_norm", "group_norm_backward", "group_norm_forward",
+         "fold_batch_norm", "get_num_threads", "group_norm", "group_norm_backward",
+         "group_norm_forward",
          "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
          "layer_norm_backward", "layer_norm_forward", "rms_norm", "rms_norm_backward",
-         "rms_norm_forward", "set_num_threads", "show_config", "threads"]
+         "rms_norm_forward", "scale_shift", "set_num_threads", "show_config", "threads"]
     )  # fmt: skip
     for name in fastbn.__all__:
         assert hasattr(fastbn, name)

@@ -379,3 +379,21 @@ def test_batches_of_half_types_agree(level, half):
     assert_near(mine[0], double[0].grad.numpy(), 2 * FLOAT32[half])
     for gradient, tensor in zip(mine[1:], double[1:], strict=True):
         np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_folding(transposed):
+    rng = np.random.default_rng(12)
+    kernel = rng.standard_normal((5, 5, 3, 3))
+    vectors = [rng.uniform(0.5, 1.5, 5) for _ in range(5)]
+    kernel_bias, mean, var, weight, bias = vectors
+    theirs = torch.nn.utils.fusion.fuse_conv_bn_weights(
+        *map(torch.tensor, (kernel, kernel_bias, mean, var)), 1e-5,
+        torch.tensor(weight), torch.tensor(bias), transpose=transposed,
+    )  # fmt: skip
+    mine = fastbn.fold_batch_norm(
+        kernel, kernel_bias, mean, var, weight, bias,
+        kernel_layout="IOHW" if transposed else "OIHW",
+    )  # fmt: skip
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), atol=1e-13)

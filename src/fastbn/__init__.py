@@ -13,6 +13,7 @@ from fastbn.functional import (
     batch_norm_backward,
     batch_norm_forward,
     batch_stats,
+    fold_batch_norm,
     group_norm,
     group_norm_backward,
     group_norm_forward,
@@ -25,6 +26,7 @@ from fastbn.functional import (
     rms_norm,
     rms_norm_backward,
     rms_norm_forward,
+    scale_shift,
 )
 from fastbn.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from fastbn.stats import BatchStats
@@ -41,6 +43,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_stats",
+    "fold_batch_norm",
     "get_num_threads",
     "group_norm",
     "group_norm_backward",
@@ -54,6 +57,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
+    "scale_shift",
     "set_num_threads",
     "show_config",
     "threads",

@@ -32,7 +32,7 @@ import numpy as np
 
 from fastbn._threads cimport team_was, threads_for
 from fastbn.kernels cimport drivers
-from fastbn.kernels.job cimport NO_MEMORY, STOPPED, Job, Leaves, Operand
+from fastbn.kernels.job cimport NO_MEMORY, STOPPED, WRAP, Job, Leaves, Operand
 
 cnp.import_array()
 
@@ -438,6 +438,17 @@ def instance_backward(dy, x_, mean, invstd, weight, layout, out, /):
 
 # ---- layer and RMS norm: features have a weight and a bias ---------------------------
 
+cdef int take_features(Arrangement arrangement, cnp.ndarray weight, cnp.ndarray bias, int kept,
+                       Job* job) except -1:
+    job.real_weight = arrangement.real_features(weight, kept)
+    job.real_bias = arrangement.real_features(bias, kept)
+    if job.real_weight == NULL:
+        job.weight = arrangement.features(weight, kept)
+    if job.real_bias == NULL:
+        job.bias = arrangement.features(bias, kept)
+    return 0
+
+
 def layer_forward(x_, normalized_shape, weight_, bias_, eps, out_, bint centred, bint only_y, /):
     """Layer norm: return (y, mean, invstd), or y. RMS norm: (y, invrms), or y."""
     cdef cnp.ndarray x = checked_array(x_, "x")
@@ -460,8 +471,7 @@ def layer_forward(x_, normalized_shape, weight_, bias_, eps, out_, bint centred,
     if cnp.PyArray_SIZE(x) == 0:
         fill(numbers_of(invstd), channels, NAN)
     else:
-        job.weight = arrangement.features(weight, kept)
-        job.bias = arrangement.features(bias, kept)
+        take_features(arrangement, weight, bias, kept, &job)
         job.mean = numbers_of(mean)
         job.m2 = job.var = job.invstd = numbers_of(invstd)
         arrangement.settle_features(&job)
@@ -505,7 +515,7 @@ def layer_backward(dy_, x_, mean_, invstd_, normalized_shape, weight_, out_, bin
         fill(job.dweight, features, 0.0)
         fill(job.dbias, features, 0.0)
     else:
-        job.weight = arrangement.features(weight, kept)
+        take_features(arrangement, weight, None, kept, &job)
         # Only read here, since `var` is NULL.
         job.invstd = <double*>arrangement.kept(invstd, kept)
         if centred:

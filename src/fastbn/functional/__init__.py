@@ -10,6 +10,7 @@ from fastbn.functional.batch import (
     batch_norm_forward,
     batch_stats,
 )
+from fastbn.functional.fold import fold_batch_norm, scale_shift
 from fastbn.functional.group import (
     group_norm,
     group_norm_backward,
@@ -32,6 +33,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_stats",
+    "fold_batch_norm",
     "group_norm",
     "group_norm_backward",
     "group_norm_forward",
@@ -44,4 +46,5 @@ __all__ = [
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
+    "scale_shift",
 ]

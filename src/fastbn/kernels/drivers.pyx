@@ -43,10 +43,11 @@ cdef enum:
     NEIGHBOURING_BYTES = 8192   # ... or so many bytes, if that is more
     LONG_FEATURES = 32768       # elements of a tile whose runs have features
     FEWEST_BLOCK_ROWS = 128
-    ROOM_FOR_SHARES = 1 << 20   # bytes, and 1 for each 4 elements, ...
-    MOST_SHARES = 64            # ... for so many sums of the gradients of features
+    WORTH_TWO_SHARES = 1 << 17  # gradients of features are summed in shares of the rows
+    MOST_SHARES = 64
     # Bytes. These decide speed only.
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
+    CACHE_OF_GROUPS = 256 << 10     # groups of planes, whose output follows statistics
     CACHE = 32 << 20                # outputs of jobs with larger tensors go past it
     SPAN = 8                        # blocks that are written in one go
     STRETCH = 128 << 20             # the caller can stop a job after as much as that

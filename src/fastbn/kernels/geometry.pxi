@@ -166,8 +166,12 @@ cdef inline elem* row_at(const Matrix* m, Py_ssize_t row) noexcept nogil:
 
 
 cdef inline const real* feature_weights(const Job* job) noexcept nogil:
+    if job.real_weight != NULL:
+        return <const real*>job.real_weight
     return <const real*>job.features
 
 
 cdef inline const real* feature_biases(const Job* job) noexcept nogil:
+    if job.real_bias != NULL:
+        return <const real*>job.real_bias
     return <const real*>job.features + job.view.inner + WRAP

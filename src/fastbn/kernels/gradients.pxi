@@ -55,15 +55,18 @@ cdef inline double bias_of(const Job* job, Py_ssize_t c) noexcept nogil:
 
 cdef void spread_features(const Job* job, Py_ssize_t j0, Py_ssize_t j1) noexcept nogil:
     # And zeros, so that a register may reach past the last feature.
-    cdef real* weight = <real*>feature_weights(job)
-    cdef real* bias = <real*>feature_biases(job)
+    cdef real* weight = <real*>job.features
+    cdef real* bias = weight + job.view.inner + WRAP
     cdef Py_ssize_t j
     cdef fp_state saved = fp_enter()
-    for j in range(j0, j1):
-        weight[j] = 1.0 if job.weight == NULL else as_real(job.weight[j])
-        bias[j] = 0.0 if job.bias == NULL else as_real(job.bias[j])
-    memset(weight + j1, 0, WRAP * sizeof(real))
-    memset(bias + j1, 0, WRAP * sizeof(real))
+    if job.real_weight == NULL:
+        for j in range(j0, j1):
+            weight[j] = 1.0 if job.weight == NULL else as_real(job.weight[j])
+        memset(weight + j1, 0, WRAP * sizeof(real))
+    if job.real_bias == NULL:
+        for j in range(j0, j1):
+            bias[j] = 0.0 if job.bias == NULL else as_real(job.bias[j])
+        memset(bias + j1, 0, WRAP * sizeof(real))
     fp_leave(saved)
 
 

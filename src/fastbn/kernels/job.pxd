@@ -87,6 +87,8 @@ ctypedef struct Job:
     # With view.features, weight, bias and their gradients are of length view.inner, and
     # a step of `Operand.outer` follows each `period` channels.
     Py_ssize_t period
+    const void* real_weight     # the same as the leaf's `real`, if they are at hand: whole
+    const void* real_bias       # registers of them
     # Workspace, a part of `worker_size` bytes for each thread that takes samples.
     # partial: two float64 arrays of (segments, channels).
     # coefficients: (COEFFICIENTS, channels + WRAP) numbers of the leaf's `real`.

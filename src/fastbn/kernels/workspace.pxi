@@ -60,11 +60,13 @@ cdef inline Py_ssize_t length_of_share(const Job* job) noexcept nogil:
 
 
 cdef Py_ssize_t count_shares(const Job* job) noexcept nogil:
-    # As many as fit into a sixteenth of the tensor, or 1 MB: by its shape alone, since
-    # the order of additions follows from it.
-    cdef Py_ssize_t room = maximum(ROOM_FOR_SHARES, <Py_ssize_t>elements(job) // 4)
-    return maximum(1, minimum(minimum(MOST_SHARES, job.plan.tiles),
-                              room // (length_of_share(job) * <Py_ssize_t>sizeof(double))))
+    # As many as fit into a sixteenth of the tensor; two, if it is worth a thread. By its
+    # shape alone, since the order of additions follows from it.
+    cdef Py_ssize_t n = elements(job)
+    cdef Py_ssize_t least = 2 if n >= WORTH_TWO_SHARES else 1
+    cdef Py_ssize_t most = minimum(MOST_SHARES, job.plan.tiles)
+    return minimum(most, maximum(least, n // (4 * length_of_share(job)
+                                              * <Py_ssize_t>sizeof(double))))
 
 
 cdef inline char* on_a_line(char* place) noexcept nogil:
@@ -88,18 +90,35 @@ cdef size_t lay_out_features(const Leaves* leaves, Job* job, char* memory) noexc
     return place - memory + 2 * LINE
 
 
+cdef void split_samples(const Leaves* leaves, Job* job) noexcept nogil:
+    # Planes of a sample into parts, each some groups that stay in the cache between
+    # statistics and output.
+    cdef Py_ssize_t groups = job.view.channels // job.group, some
+    cdef Py_ssize_t size = job.view.inner * job.group * <Py_ssize_t>leaves.elem_size
+    if job.group == 1 or job.view.outer * job.view.middle != 1:
+        return
+    some = maximum(1, minimum(groups, CACHE_OF_GROUPS // size))
+    while groups % some:
+        some -= 1
+    job.parts = groups // some
+    job.samples *= job.parts
+    job.view.channels //= job.parts
+
+
 cdef int prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
     # The plan, and all the workspace.
-    cdef size_t workers = job.threads if job.samples > 1 else 1
+    cdef size_t workers
     cdef Job groups
     job.team_loss = 0.0
     job.fetch_next = False
     job.bytes = elements(job) * leaves.elem_size
     job.streaming = job.bytes * tensors >= <size_t>CACHE
+    split_samples(leaves, job)
     plan(&job.view, leaves.elem_size, &job.plan)
     if job.group > 1:
         view_groups(job, &groups)
         plan(&groups.view, leaves.elem_size, &job.group_plan)
+    workers = job.threads if job.samples > 1 else 1
     job.worker_size = lay_out(leaves, job, NULL)
     job.workspace = malloc(workers * job.worker_size + lay_out_features(leaves, job, NULL))
     if job.workspace == NULL:

@@ -119,6 +119,18 @@ cdef class Arrangement:
         return self.in_order(
             flattened(a, x, kept, x.ndim, self.order.axes + outer, self.order.n - outer), a)
 
+    cdef const void* real_features(self, cnp.ndarray a, int kept) noexcept:
+        # The parameter itself, where kernels can read it; NULL: they cannot. Of bfloat16
+        # they want NaN as `as_real` gives it.
+        cdef cnp.ndarray x = self.arrays[0]
+        cdef int kind = kind_of(x), outer = self.order.outer
+        if (a is None or kind == BFLOAT16 or cnp.PyArray_SIZE(a) % WRAP
+                or kind_of(a) != (FLOAT64 if kind == FLOAT64 else FLOAT32)
+                or not cnp.PyArray_ISCARRAY_RO(a)
+                or not ascending(self.order.axes + outer, self.order.n - outer)):
+            return NULL
+        return cnp.PyArray_DATA(a)
+
     cdef const double* kept(self, cnp.ndarray a, int kept) except? NULL:
         # Statistics, in the order of the channels in memory.
         return self.in_order(

@@ -195,10 +195,25 @@ def check_layout(layout):
                         f"got {described(layout)}")
     if layout == "N...C":
         return
-    if not (layout.isascii() and layout.isalpha() and layout.count("C") == 1
-            and len(set(layout)) == len(layout)):
+    if not has_letters(layout, "C"):
         raise ValueError("layout: expected distinct letters with exactly one 'C' (such as "
                          f"'NHWC'), or 'N...C', got {layout!r}")
+
+
+cdef bint has_letters(str layout, str needed):
+    # Distinct ones, and among them the one that is needed?
+    return (layout.isascii() and layout.isalpha() and needed in layout
+            and len(set(layout)) == len(layout))
+
+
+def check_kernel_layout(layout, kernel):
+    """Raise unless `layout` has a letter for each axis of `kernel`, and one 'O'."""
+    if not isinstance(layout, str):
+        raise TypeError("kernel_layout: expected a string such as 'OIHW', "
+                        f"got {described(layout)}")
+    if not has_letters(layout, "O") or len(layout) != kernel.ndim:
+        raise ValueError(f"kernel_layout: expected {kernel.ndim} distinct letters for kernel of "
+                         f"shape {kernel.shape}, with exactly one 'O', got {layout!r}")
 
 
 cdef int channel_axis(layout, cnp.ndarray x) except -1:
@@ -249,6 +264,16 @@ def check_integer(value, name):
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {described(value)}") from None
+
+
+def check_array(array, name):
+    """Return `array`, of any floating dtype that operations take, or raise."""
+    return checked_array(array, name)
+
+
+def check_vector(array, name, channels):
+    """Return `array`, of shape (channels,), or raise."""
+    return checked_vector(checked_array(array, name), name, channels)
 
 
 def check_parameter(array, name, shape):
