@@ -5,11 +5,13 @@ Over levels, threads, alignment, `out=`, in place, strides and runs, byte by byt
 """
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
 from arrays import GAPLESS, MORE_ORDERS, Guarded, in_order, orders_of, same_samples
 from cases import SIBLINGS, Case
+from processes import run
 
 import fastbn
 from fastbn import _dispatch
@@ -330,3 +332,38 @@ def test_the_floating_point_environment_of_the_caller(
                 finally:
                     flushing(False)
         assert found[0] == found[1]
+
+
+BEFORE_A_GUARD_PAGE = """
+import ctypes, mmap
+import numpy as np, fastbn
+from fastbn import _dispatch
+
+memory = mmap.mmap(-1, 3 * 4096)
+place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(place + 8192), 4096, 0) == 0
+pages = np.frombuffer(memory, np.uint8)
+raw = np.zeros(9000 * 1024 * 4 + 64, np.uint8)
+for level in _dispatch.runnable():
+    with _dispatch.using(level):
+        for features, dtype in (
+            (1024, "float32"), (512, "float64"), (1024, "float16"), (16, "float32"), (19, "float32")
+        ):
+            kind = "float64" if dtype == "float64" else "float32"
+            size = features * np.dtype(kind).itemsize
+            weight = pages[8192 - size : 8192].view(kind)
+            weight[:] = 1
+            rows = 9000 if features == 1024 else 9
+            offset = 4 * np.dtype(dtype).itemsize
+            x = raw[offset : offset + rows * features * np.dtype(dtype).itemsize]
+            x = x.view(dtype).reshape(rows, features)
+            y, mean, invstd = fastbn.layer_norm_forward(x, features, weight, weight, out=x)
+            assert (y == 1).all()
+            fastbn.layer_norm_backward(y, x, mean, invstd, features, weight, out=x)
+            x[:] = 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect through ctypes")
+def test_nothing_is_read_past_the_parameters():
+    run(BEFORE_A_GUARD_PAGE)

@@ -231,6 +231,22 @@ static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 }
 #endif
 
+/* The first n <= WIDTH of numbers that are no elements, and zeros. */
+#if STORED_BYTES == VECTOR_BYTES
+static inline lanes load_real_part(const real *p, ptrdiff_t n)
+{ return load_part(p, n, splat(0)); }
+#elif VECTOR_BYTES == 64
+static inline lanes load_real_part(const real *p, ptrdiff_t n)
+{ return (lanes)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+#else
+static inline lanes load_real_part(const real *p, ptrdiff_t n)
+{
+    lanes v = {0};
+    memcpy(&v, p, (size_t)n * sizeof(real));
+    return v;
+}
+#endif
+
 /* ---- streaming stores: past the cache, p aligned to STORED_BYTES ---- */
 
 #if defined(__x86_64__) && STORED_BYTES == 64

@@ -50,6 +50,7 @@ cdef extern from "lanes.h" nogil:
     double USUAL_SCALE
     lanes load(const elem* p)
     lanes load_real(const real* p)
+    lanes load_real_part(const real* p, ptrdiff_t n)
     lanes load_part(const elem* p, ptrdiff_t n, lanes fill)
     void store(elem* p, lanes v)
     void store_real(real* p, lanes v)

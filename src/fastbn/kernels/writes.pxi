@@ -361,7 +361,8 @@ cdef inline void write_features(const elem* x, elem* out, Py_ssize_t n, const Pe
     while True:
         if some:
             y = forward(pen, load_part(x + i, some, splat(0)), scaled)
-            store_part(out + i, y * load_real(weight + i) + load_real(bias + i), some)
+            y = y * load_real_part(weight + i, some) + load_real_part(bias + i, some)
+            store_part(out + i, y, some)
             i += some
         while i + WIDTH <= n:
             if ahead:
@@ -458,7 +459,7 @@ cdef inline void write_register(const Row* a, const Row* b, const real* weights,
                                 bint scaled, bint streaming) noexcept nogil:
     # Both rows are read before one is written: loads may have to wait for a store to
     # the same place of another page.
-    cdef lanes weight = load_real(weights + j)
+    cdef lanes weight = load_real(weights + j) if whole else load_real_part(weights + j, some)
     cdef lanes dx_a, dx_b
     cdef Pair t = feature_term(a, j, some, weight, &dx_a, whole, scaled)
     if b != NULL:
