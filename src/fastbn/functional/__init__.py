@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The functions of fastbn: names, defaults, documentation. No arithmetic.
+"""The functions of fastbn: names, defaults, documentation. No arithmetic, but on parameters.
 
 Arguments, their order and their defaults follow ``torch.nn.functional``.
 """
