@@ -476,3 +476,14 @@ def test_what_runs_without_a_copy():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < view.nbytes // 4, str(case)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_no_channels_in_any_number_of_groups(groups):
+    x = np.zeros((2, 0, 4), np.float32)
+    y, mean, invstd = fastbn.group_norm_forward(x, groups)
+    assert y.shape == x.shape
+    assert mean.shape == invstd.shape == (2, groups)
+    dx, dweight, dbias = fastbn.group_norm_backward(x, x, mean, invstd, groups)
+    assert dx.shape == x.shape
+    assert dweight.shape == dbias.shape == (0,)

@@ -300,12 +300,12 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
 
 # ---- group and instance norm: each sample has statistics of its own -----------------
 
-cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssize_t group,
+cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssize_t groups,
                                str owner, cnp.ndarray weight, cnp.ndarray bias,
                                cnp.ndarray running_mean, cnp.ndarray running_var,
                                double momentum, double eps, out_, bint only_y):
     cdef Py_ssize_t channels = x.shape[axis], samples = x.shape[sample_axis]
-    cdef Py_ssize_t groups = channels // group, owners = samples * groups
+    cdef Py_ssize_t group = channels // groups if groups else 1, owners = samples * groups
     cdef Py_ssize_t count = count_values(x, owners)
     cdef cnp.ndarray out = forward_out(out_, x, weight, bias)
     cdef cnp.ndarray mean, invstd
@@ -344,10 +344,10 @@ cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssiz
     return arrangement.out if only_y else (arrangement.out, mean, invstd)
 
 
-cdef object backward_of_samples(dy_, cnp.ndarray x, int axis, int sample_axis, Py_ssize_t group,
+cdef object backward_of_samples(dy_, cnp.ndarray x, int axis, int sample_axis, Py_ssize_t groups,
                                 str owner, mean_, invstd_, weight_, out_):
     cdef Py_ssize_t channels = x.shape[axis], samples = x.shape[sample_axis]
-    cdef Py_ssize_t groups = channels // group, owners = samples * groups
+    cdef Py_ssize_t group = channels // groups if groups else 1, owners = samples * groups
     cdef Py_ssize_t count = count_values(x, owners)
     cdef cnp.ndarray dy = checked_array(dy_, "dy")
     cdef cnp.ndarray mean, invstd, out
@@ -389,7 +389,7 @@ def group_forward(x_, num_groups, weight_, bias_, eps_, layout, out_, bint only_
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = x.shape[axis]
     return forward_of_samples(
-        x, axis, sample_axis(layout), channels_of_a_group(num_groups, channels), "group",
+        x, axis, sample_axis(layout), checked_groups(num_groups, channels), "group",
         checked_vector(weight_, "weight", channels), checked_vector(bias_, "bias", channels),
         None, None, 0.0, checked_eps(eps_, True), out_, only_y)
 
@@ -399,7 +399,7 @@ def group_backward(dy, x_, mean, invstd, num_groups, weight, layout, out, /):
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     return backward_of_samples(
-        dy, x, axis, sample_axis(layout), channels_of_a_group(num_groups, x.shape[axis]), "group",
+        dy, x, axis, sample_axis(layout), checked_groups(num_groups, x.shape[axis]), "group",
         mean, invstd, weight, out)
 
 
@@ -411,7 +411,7 @@ def instance_forward(x_, weight_, bias_, running_mean_, running_var_, use_input_
     cdef Py_ssize_t channels = x.shape[axis]
     if checked_flag(use_input_stats, "use_input_stats"):
         return forward_of_samples(
-            x, axis, sample, 1, "channel of a sample",
+            x, axis, sample, channels, "channel of a sample",
             checked_vector(weight_, "weight", channels), checked_vector(bias_, "bias", channels),
             checked_vector(running_mean_, "running_mean", channels, False),
             checked_vector(running_var_, "running_var", channels, False),
@@ -432,7 +432,8 @@ def instance_forward(x_, weight_, bias_, running_mean_, running_var_, use_input_
 def instance_backward(dy, x_, mean, invstd, weight, layout, out, /):
     """Instance norm: return (dx, dweight, dbias)."""
     cdef cnp.ndarray x = checked_array(x_, "x")
-    return backward_of_samples(dy, x, channel_axis(layout, x), sample_axis(layout), 1,
+    cdef int axis = channel_axis(layout, x)
+    return backward_of_samples(dy, x, axis, sample_axis(layout), x.shape[axis],
                                "channel of a sample", mean, invstd, weight, out)
 
 

@@ -72,9 +72,7 @@ def scale_shift(
     """
     channels = _channels(running_mean)
     mean = _wide(running_mean, "running_mean", channels, 0.0)
-    var = _wide(running_var, "running_var", channels, 1.0)
-    if running_var is None:
-        raise TypeError(f"running_var: expected an array of shape ({channels},), got None")
+    var = _view.check_vector(running_var, "running_var", channels).astype(np.float64)
     with np.errstate(all="ignore"):
         scale = _wide(weight, "weight", channels, 1.0) / np.sqrt(var + _view.check_eps(eps))
         return scale, _wide(bias, "bias", channels, 0.0) - mean * scale

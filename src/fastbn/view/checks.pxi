@@ -318,12 +318,12 @@ cdef int kept_axes(normalized_shape, cnp.ndarray x) except -1:
     return kept
 
 
-cdef Py_ssize_t channels_of_a_group(num_groups, Py_ssize_t channels) except -1:
+cdef Py_ssize_t checked_groups(num_groups, Py_ssize_t channels) except -1:
     groups = check_integer(num_groups, "num_groups")
-    if groups < 1 or channels % groups:
+    if not 1 <= groups < 2**63 or channels % groups:
         raise ValueError(f"num_groups: expected a divisor of the {channels} channels of x, "
                          f"got {groups}")
-    return channels // groups
+    return groups
 
 
 def check_channels(x, layout, channels):
