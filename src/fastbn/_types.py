@@ -2,7 +2,7 @@
 """The array types of the public signatures."""
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex, TypeAlias, TypeVar
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,3 +17,7 @@ Kept: TypeAlias = np.ndarray[Any, np.dtype[np.float32]] | Float64
 Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float16]] | Kept
 #: A `normalized_shape`.
 Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
+#: What follows a normalisation.
+Activation: TypeAlias = Literal["relu", "leaky_relu", "silu"]
+#: Of x, of the parameters, and, if there is one, of the residual.
+Gradients: TypeAlias = tuple[np.ndarray[Any, np.dtype[Floating]], *tuple[Vector, ...]]

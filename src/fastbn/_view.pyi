@@ -2,12 +2,14 @@ from typing import Literal, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
-from fastbn._types import Float64, Floating, Kept, Shape, Vector
+from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Shape, Vector
 
 def use(*capsules: object) -> None: ...
 def check_layout(layout: str | None) -> None: ...
 def check_eps(eps: float) -> float: ...
 def check_momentum(momentum: float) -> float: ...
+def check_activation(activation: str | None) -> Activation | None: ...
+def check_slope(negative_slope: float) -> float: ...
 def check_flag(value: bool, name: str) -> bool: ...
 def check_integer(value: SupportsIndex, name: str) -> int: ...
 def check_shape(normalized_shape: Shape) -> tuple[int, ...]: ...
@@ -29,6 +31,9 @@ def forward(
     momentum: float,
     eps: float,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     only_y: Literal[True],
     /,
@@ -44,6 +49,9 @@ def forward(
     momentum: float,
     eps: float,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     only_y: Literal[False],
     /,
@@ -54,11 +62,16 @@ def backward(
     mean: Kept,
     invstd: Kept,
     weight: Vector | None,
+    bias: Vector | None,
     training: bool,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
+    inverted: bool,
     /,
-) -> tuple[NDArray[Floating], Vector, Vector]: ...
+) -> Gradients[Floating]: ...
 @overload
 def layer_forward(
     x: NDArray[Floating],
@@ -66,6 +79,9 @@ def layer_forward(
     weight: Vector | None,
     bias: Vector | None,
     eps: float | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     centred: bool,
     only_y: Literal[True],
@@ -78,6 +94,9 @@ def layer_forward(
     weight: Vector | None,
     bias: Vector | None,
     eps: float,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     centred: Literal[True],
     only_y: Literal[False],
@@ -90,6 +109,9 @@ def layer_forward(
     weight: Vector | None,
     bias: None,
     eps: float | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     centred: Literal[False],
     only_y: Literal[False],
@@ -103,10 +125,14 @@ def layer_backward(
     invstd: Kept,
     normalized_shape: Shape,
     weight: Vector | None,
+    bias: Vector | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     centred: Literal[True],
     /,
-) -> tuple[NDArray[Floating], Vector, Vector]: ...
+) -> Gradients[Floating]: ...
 @overload
 def layer_backward(
     dy: NDArray[Floating],
@@ -115,10 +141,14 @@ def layer_backward(
     invstd: Kept,
     normalized_shape: Shape,
     weight: Vector | None,
+    bias: Vector | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     centred: Literal[False],
     /,
-) -> tuple[NDArray[Floating], Vector]: ...
+) -> Gradients[Floating]: ...
 @overload
 def group_forward(
     x: NDArray[Floating],
@@ -127,6 +157,9 @@ def group_forward(
     bias: Vector | None,
     eps: float,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     only_y: Literal[True],
     /,
@@ -139,6 +172,9 @@ def group_forward(
     bias: Vector | None,
     eps: float,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     only_y: Literal[False],
     /,
@@ -150,10 +186,14 @@ def group_backward(
     invstd: Kept,
     num_groups: SupportsIndex,
     weight: Vector | None,
+    bias: Vector | None,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     /,
-) -> tuple[NDArray[Floating], Vector, Vector]: ...
+) -> Gradients[Floating]: ...
 @overload
 def instance_forward(
     x: NDArray[Floating],
@@ -165,6 +205,9 @@ def instance_forward(
     momentum: float,
     eps: float,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     only_y: Literal[True],
     /,
@@ -180,6 +223,9 @@ def instance_forward(
     momentum: float,
     eps: float,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     only_y: Literal[False],
     /,
@@ -190,7 +236,11 @@ def instance_backward(
     mean: Kept,
     invstd: Kept,
     weight: Vector | None,
+    bias: Vector | None,
     layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     /,
-) -> tuple[NDArray[Floating], Vector, Vector]: ...
+) -> Gradients[Floating]: ...

@@ -32,7 +32,8 @@ import numpy as np
 
 from fastbn._threads cimport team_was, threads_for
 from fastbn.kernels cimport drivers
-from fastbn.kernels.job cimport NO_MEMORY, STOPPED, WRAP, Job, Leaves, Operand
+from fastbn.kernels.job cimport (
+    IDENTITY, LEAKY_RELU, NO_MEMORY, RELU, SILU, STOPPED, WRAP, Job, Leaves, Operand)
 
 cnp.import_array()
 
@@ -60,6 +61,7 @@ cdef enum:
     FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER
 
 cdef const Leaves* leaves_of[OTHER]
+cdef dict ACTIVATIONS = {"relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU}
 cdef int bfloat16_number = -1       # ml_dtypes gets it from NumPy, once it is imported
 
 
@@ -141,17 +143,27 @@ cdef int carry_out(Driver driver, Job* job, cnp.ndarray x) except -1:
     return -1 if status == STOPPED else 0
 
 
-cdef cnp.ndarray forward_out(out_, cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias):
+cdef int take_activation(Job* job, activation, negative_slope) except -1:
+    job.activation = checked_activation(activation)
+    job.negative_slope = checked_slope(negative_slope)
+    return 0
+
+
+cdef cnp.ndarray forward_out(out_, cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias,
+                             cnp.ndarray residual):
     cdef cnp.ndarray out = checked_out(out_, x)
     if out is not None:
         checked_same_or_apart(out, x, "x")
         checked_apart(out, "out", weight, "weight")
         checked_apart(out, "out", bias, "bias")
+        if residual is not None:
+            checked_same_or_apart(out, residual, "residual")
     return out
 
 
 cdef cnp.ndarray backward_out(out_, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray mean,
-                              cnp.ndarray invstd, str invstd_name, cnp.ndarray weight):
+                              cnp.ndarray invstd, str invstd_name, cnp.ndarray weight,
+                              cnp.ndarray bias, cnp.ndarray residual):
     cdef cnp.ndarray out = checked_out(out_, x)
     if out is not None:
         checked_same_or_apart(out, dy, "dy")
@@ -159,7 +171,16 @@ cdef cnp.ndarray backward_out(out_, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray m
         checked_apart(out, "out", mean, "mean")
         checked_apart(out, "out", invstd, invstd_name)
         checked_apart(out, "out", weight, "weight")
+        checked_apart(out, "out", bias, "bias")
+        if residual is not None:
+            checked_same_or_apart(out, residual, "residual")
     return out
+
+
+cdef object gradients_of(Arrangement arrangement, tuple of_parameters):
+    # (dx, those of the parameters), and that of the residual, if there is one.
+    cdef tuple gradients = (arrangement.out,) + of_parameters
+    return gradients if arrangement.dresidual is None else gradients + (arrangement.dresidual,)
 
 
 # ---- batch norm ---------------------------------------------------------------------
@@ -179,7 +200,7 @@ def statistics(x_, layout, /):
         return count, mean, m2
     new_job(&job)
     order_by_channel(x, axis, NO_AXIS, &order)
-    arrangement = arranged([x], &order, False, 0)
+    arrangement = arranged(x, None, None, None, False, &order, 0)
     arrangement.settle(&job, channels, 1)
     job.mean, job.m2 = numbers_of(mean), numbers_of(m2)
     choose_threads(&job, x, channels)
@@ -188,7 +209,7 @@ def statistics(x_, layout, /):
 
 
 def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum_, eps_, layout,
-            out_, bint only_y, /):
+            activation, negative_slope, residual_, out_, bint only_y, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
@@ -199,11 +220,13 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
     cdef cnp.ndarray bias = checked_vector(bias_, "bias", channels)
     cdef cnp.ndarray running_mean = checked_vector(running_mean_, "running_mean", channels, False)
     cdef cnp.ndarray running_var = checked_vector(running_var_, "running_var", channels, False)
+    cdef cnp.ndarray residual = checked_residual(residual_, x)
     cdef cnp.ndarray out
     cdef Arrangement arrangement
     cdef Order order
     cdef Job job
     new_job(&job)
+    take_activation(&job, activation, negative_slope)
     job.momentum = checked_momentum(momentum_)
     job.eps = checked_eps(eps_, training)
     job.training = training
@@ -213,15 +236,15 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
         raise TypeError(
             f"{'running_mean' if running_mean is None else 'running_var'}: expected an array "
             f"of shape ({channels},), since training is False, got None")
-    out = forward_out(out_, x, weight, bias)
+    out = forward_out(out_, x, weight, bias, residual)
     if out is not None:
         checked_apart(out, "out", running_mean, "running_mean")
         checked_apart(out, "out", running_var, "running_var")
     if training:
-        checked_running(running_mean, running_var, x, weight, bias)
+        checked_running(running_mean, running_var, x, weight, bias, residual)
 
     order_by_channel(x, axis, NO_AXIS, &order)
-    arrangement = arranged([x, out], &order, True, 8 * channels)
+    arrangement = arranged(x, None, residual, out, True, &order, 8 * channels)
     job.weight, job.bias = arrangement.readable(weight), arrangement.readable(bias)
     job.invstd = arrangement.vector(channels)
     if training:
@@ -255,8 +278,13 @@ cdef int keep_running(cnp.ndarray running_mean, cnp.ndarray running_var, const J
     return 0
 
 
-def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
-    """Batch norm: return (dx, dweight, dbias); `functional` has the documentation."""
+def backward(dy_, x_, mean_, invstd_, weight_, bias_, training_, layout, activation,
+             negative_slope, residual_, out_, bint inverted, /):
+    """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
+
+    With `inverted`, x is what forward returned, and the vectors are those that take it
+    for the x of a batch norm: `functional` makes them.
+    """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef cnp.ndarray dy = checked_array(dy_, "dy")
     cdef int axis = channel_axis(layout, x)
@@ -267,24 +295,27 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
     cdef cnp.ndarray invstd = checked_vector(
         checked_array(invstd_, "invstd", False), "invstd", channels)
     cdef cnp.ndarray weight = checked_vector(weight_, "weight", channels)
+    cdef cnp.ndarray bias = checked_vector(bias_, "bias", channels)
+    cdef cnp.ndarray residual = checked_residual(residual_, x)
     cdef cnp.ndarray out
     cdef int number = gradient_type(x, weight)
     cdef Arrangement arrangement
     cdef Order order
     cdef Job job
+    new_job(&job)
+    take_activation(&job, activation, negative_slope)
     checked_like_x(dy, "dy", x)
     if training:
         checked_count(x, count, "channel in training")
-    out = backward_out(out_, x, dy, mean, invstd, "invstd", weight)
+    out = backward_out(out_, x, dy, mean, invstd, "invstd", weight, bias, residual)
 
-    new_job(&job)
     order_by_channel(x, axis, NO_AXIS, &order)
-    arrangement = arranged([x, dy, out], &order, True, 5 * channels)
-    job.training = training
+    arrangement = arranged(x, dy, residual, out, True, &order, 6 * channels)
+    job.training, job.inverted = training, inverted
     # Only read here, since `var` is NULL.
     job.mean = <double*>arrangement.readable(mean)
     job.invstd = <double*>arrangement.readable(invstd)
-    job.weight = arrangement.readable(weight)
+    job.weight, job.bias = arrangement.readable(weight), arrangement.readable(bias)
     job.dweight, job.dbias = arrangement.vector(channels), arrangement.vector(channels)
     if count == 0:
         fill(job.dweight, channels, 0.0)
@@ -294,8 +325,8 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
         choose_threads(&job, x, channels)
         carry_out(drivers.gradients, &job, x)
         arrangement.result()
-    return (arrangement.out, rounded(job.dweight, channels, number),
-            rounded(job.dbias, channels, number))
+    return gradients_of(arrangement, (rounded(job.dweight, channels, number),
+                                      rounded(job.dbias, channels, number)))
 
 
 # ---- group and instance norm: each sample has statistics of its own -----------------
@@ -303,11 +334,13 @@ def backward(dy_, x_, mean_, invstd_, weight_, training_, layout, out_, /):
 cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssize_t groups,
                                str owner, cnp.ndarray weight, cnp.ndarray bias,
                                cnp.ndarray running_mean, cnp.ndarray running_var,
-                               double momentum, double eps, out_, bint only_y):
+                               double momentum, double eps, activation, negative_slope,
+                               residual_, out_, bint only_y):
     cdef Py_ssize_t channels = x.shape[axis], samples = x.shape[sample_axis]
     cdef Py_ssize_t group = channels // groups if groups else 1, owners = samples * groups
     cdef Py_ssize_t count = count_values(x, owners)
-    cdef cnp.ndarray out = forward_out(out_, x, weight, bias)
+    cdef cnp.ndarray residual = checked_residual(residual_, x)
+    cdef cnp.ndarray out = forward_out(out_, x, weight, bias, residual)
     cdef cnp.ndarray mean, invstd
     cdef Arrangement arrangement
     cdef Order order
@@ -316,11 +349,12 @@ cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssiz
     if out is not None:
         checked_apart(out, "out", running_mean, "running_mean")
         checked_apart(out, "out", running_var, "running_var")
-    checked_running(running_mean, running_var, x, weight, bias)
+    checked_running(running_mean, running_var, x, weight, bias, residual)
     new_job(&job)
+    take_activation(&job, activation, negative_slope)
     job.momentum, job.eps = momentum, eps
     order_by_channel(x, axis, sample_axis, &order)
-    arrangement = arranged([x, out], &order, True, 4 * channels + owners)
+    arrangement = arranged(x, None, residual, out, True, &order, 4 * channels + owners)
     mean, invstd = new_table(samples, groups), new_table(samples, groups)
     if count == 0:
         fill(numbers_of(invstd), owners, NAN)
@@ -345,26 +379,30 @@ cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssiz
 
 
 cdef object backward_of_samples(dy_, cnp.ndarray x, int axis, int sample_axis, Py_ssize_t groups,
-                                str owner, mean_, invstd_, weight_, out_):
+                                str owner, mean_, invstd_, weight_, bias_, activation,
+                                negative_slope, residual_, out_):
     cdef Py_ssize_t channels = x.shape[axis], samples = x.shape[sample_axis]
     cdef Py_ssize_t group = channels // groups if groups else 1, owners = samples * groups
     cdef Py_ssize_t count = count_values(x, owners)
     cdef cnp.ndarray dy = checked_array(dy_, "dy")
     cdef cnp.ndarray mean, invstd, out
     cdef cnp.ndarray weight = checked_vector(weight_, "weight", channels)
+    cdef cnp.ndarray bias = checked_vector(bias_, "bias", channels)
+    cdef cnp.ndarray residual = checked_residual(residual_, x)
     cdef int number = gradient_type(x, weight)
     cdef Arrangement arrangement
     cdef Order order
     cdef Job job
+    new_job(&job)
+    take_activation(&job, activation, negative_slope)
     checked_like_x(dy, "dy", x)
     checked_count(x, count, owner)
     mean = checked_table(mean_, "mean", samples, groups)
     invstd = checked_table(invstd_, "invstd", samples, groups)
-    out = backward_out(out_, x, dy, mean, invstd, "invstd", weight)
-    new_job(&job)
+    out = backward_out(out_, x, dy, mean, invstd, "invstd", weight, bias, residual)
     order_by_channel(x, axis, sample_axis, &order)
-    arrangement = arranged([x, dy, out], &order, True,
-                           channels + 2 * owners + 2 * (samples + 1) * channels)
+    arrangement = arranged(x, dy, residual, out, True, &order,
+                           2 * channels + 2 * owners + 2 * (samples + 1) * channels)
     job.dweight = arrangement.vector((samples + 1) * channels)
     job.dbias = arrangement.vector((samples + 1) * channels)
     if count == 0:
@@ -374,16 +412,17 @@ cdef object backward_of_samples(dy_, cnp.ndarray x, int axis, int sample_axis, P
         # Only read here, since `var` is NULL.
         job.mean = job.group_mean = <double*>arrangement.readable(mean)
         job.invstd = job.group_invstd = <double*>arrangement.readable(invstd)
-        job.weight = arrangement.readable(weight)
+        job.weight, job.bias = arrangement.readable(weight), arrangement.readable(bias)
         arrangement.settle(&job, channels, group)
         choose_threads(&job, x, 0)
         carry_out(drivers.gradients, &job, x)
         arrangement.result()
-    return (arrangement.out, rounded(job.dweight, channels, number),
-            rounded(job.dbias, channels, number))
+    return gradients_of(arrangement, (rounded(job.dweight, channels, number),
+                                      rounded(job.dbias, channels, number)))
 
 
-def group_forward(x_, num_groups, weight_, bias_, eps_, layout, out_, bint only_y, /):
+def group_forward(x_, num_groups, weight_, bias_, eps_, layout, activation, negative_slope,
+                  residual, out_, bint only_y, /):
     """Group norm: return (y, mean, invstd), or y."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
@@ -391,20 +430,22 @@ def group_forward(x_, num_groups, weight_, bias_, eps_, layout, out_, bint only_
     return forward_of_samples(
         x, axis, sample_axis(layout), checked_groups(num_groups, channels), "group",
         checked_vector(weight_, "weight", channels), checked_vector(bias_, "bias", channels),
-        None, None, 0.0, checked_eps(eps_, True), out_, only_y)
+        None, None, 0.0, checked_eps(eps_, True), activation, negative_slope, residual, out_,
+        only_y)
 
 
-def group_backward(dy, x_, mean, invstd, num_groups, weight, layout, out, /):
+def group_backward(dy, x_, mean, invstd, num_groups, weight, bias, layout, activation,
+                   negative_slope, residual, out, /):
     """Group norm: return (dx, dweight, dbias)."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     return backward_of_samples(
         dy, x, axis, sample_axis(layout), checked_groups(num_groups, x.shape[axis]), "group",
-        mean, invstd, weight, out)
+        mean, invstd, weight, bias, activation, negative_slope, residual, out)
 
 
 def instance_forward(x_, weight_, bias_, running_mean_, running_var_, use_input_stats, momentum,
-                     eps, layout, out, bint only_y, /):
+                     eps, layout, activation, negative_slope, residual, out, bint only_y, /):
     """Instance norm: return (y, mean, invstd), or y."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x), sample = sample_axis(layout)
@@ -415,26 +456,29 @@ def instance_forward(x_, weight_, bias_, running_mean_, running_var_, use_input_
             checked_vector(weight_, "weight", channels), checked_vector(bias_, "bias", channels),
             checked_vector(running_mean_, "running_mean", channels, False),
             checked_vector(running_var_, "running_var", channels, False),
-            checked_momentum(momentum), checked_eps(eps, True), out, only_y)
+            checked_momentum(momentum), checked_eps(eps, True), activation, negative_slope,
+            residual, out, only_y)
     # All samples have the same statistics: then this is batch norm.
     for name, running in ("running_mean", running_mean_), ("running_var", running_var_):
         if running is None:
             raise TypeError(f"{name}: expected an array of shape ({channels},), since "
                             "use_input_stats is False, got None")
     y, mean, invstd = forward(x_, weight_, bias_, running_mean_, running_var_, False, momentum, eps,
-                              layout, out, False)
+                              layout, activation, negative_slope, residual, out, False)
     if only_y:
         return y
     samples = (x.shape[sample], 1)
     return y, np.tile(mean, samples), np.tile(invstd, samples)
 
 
-def instance_backward(dy, x_, mean, invstd, weight, layout, out, /):
+def instance_backward(dy, x_, mean, invstd, weight, bias, layout, activation, negative_slope,
+                      residual, out, /):
     """Instance norm: return (dx, dweight, dbias)."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     return backward_of_samples(dy, x, axis, sample_axis(layout), x.shape[axis],
-                               "channel of a sample", mean, invstd, weight, out)
+                               "channel of a sample", mean, invstd, weight, bias, activation,
+                               negative_slope, residual, out)
 
 
 # ---- layer and RMS norm: features have a weight and a bias ---------------------------
@@ -450,12 +494,14 @@ cdef int take_features(Arrangement arrangement, cnp.ndarray weight, cnp.ndarray 
     return 0
 
 
-def layer_forward(x_, normalized_shape, weight_, bias_, eps, out_, bint centred, bint only_y, /):
+def layer_forward(x_, normalized_shape, weight_, bias_, eps, activation, negative_slope,
+                  residual_, out_, bint centred, bint only_y, /):
     """Layer norm: return (y, mean, invstd), or y. RMS norm: (y, invrms), or y."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int kept = kept_axes(normalized_shape, x)
     cdef cnp.ndarray weight = checked_shaped(weight_, "weight", x, kept, x.ndim)
     cdef cnp.ndarray bias = checked_shaped(bias_, "bias", x, kept, x.ndim)
+    cdef cnp.ndarray residual = checked_residual(residual_, x)
     cdef cnp.ndarray out, mean, invstd
     cdef Py_ssize_t channels, features = size_of_axes(x, kept, x.ndim)
     cdef Arrangement arrangement
@@ -464,9 +510,10 @@ def layer_forward(x_, normalized_shape, weight_, bias_, eps, out_, bint centred,
     new_job(&job)
     job.centred = centred
     job.eps = smallest_step(x) if eps is None and not centred else checked_eps(eps, True)
-    out = forward_out(out_, x, weight, bias)
+    take_activation(&job, activation, negative_slope)
+    out = forward_out(out_, x, weight, bias, residual)
     order_by_features(x, kept, &order)
-    arrangement = arranged([x, out], &order, True, 2 * features)
+    arrangement = arranged(x, None, residual, out, True, &order, 2 * features)
     channels = size_of_axes(x, 0, kept)
     mean, invstd = new_vector(channels), new_vector(channels)
     if cnp.PyArray_SIZE(x) == 0:
@@ -487,7 +534,8 @@ def layer_forward(x_, normalized_shape, weight_, bias_, eps, out_, bint centred,
     return arrangement.out, unflattened(mean, x, 0, kept, order.axes, order.outer), invstd
 
 
-def layer_backward(dy_, x_, mean_, invstd_, normalized_shape, weight_, out_, bint centred, /):
+def layer_backward(dy_, x_, mean_, invstd_, normalized_shape, weight_, bias_, activation,
+                   negative_slope, residual_, out_, bint centred, /):
     """Layer norm: return (dx, dweight, dbias). RMS norm, whose mean is None: (dx, dweight)."""
     cdef str invstd_name = "invstd" if centred else "invrms"
     cdef cnp.ndarray x = checked_array(x_, "x")
@@ -497,6 +545,8 @@ def layer_backward(dy_, x_, mean_, invstd_, normalized_shape, weight_, out_, bin
         checked_array(invstd_, invstd_name, False), invstd_name, x, 0, kept)
     cdef cnp.ndarray mean = None
     cdef cnp.ndarray weight = checked_shaped(weight_, "weight", x, kept, x.ndim)
+    cdef cnp.ndarray bias = checked_shaped(bias_, "bias", x, kept, x.ndim)
+    cdef cnp.ndarray residual = checked_residual(residual_, x)
     cdef cnp.ndarray out, dweight
     cdef Py_ssize_t channels = size_of_axes(x, 0, kept), features = size_of_axes(x, kept, x.ndim)
     cdef int number = gradient_type(x, weight)
@@ -506,17 +556,18 @@ def layer_backward(dy_, x_, mean_, invstd_, normalized_shape, weight_, out_, bin
     if centred:
         mean = checked_shaped(checked_array(mean_, "mean", False), "mean", x, 0, kept)
     checked_like_x(dy, "dy", x)
-    out = backward_out(out_, x, dy, mean, invstd, invstd_name, weight)
+    out = backward_out(out_, x, dy, mean, invstd, invstd_name, weight, bias, residual)
     new_job(&job)
+    take_activation(&job, activation, negative_slope)
     job.centred = centred
     order_by_features(x, kept, &order)
-    arrangement = arranged([x, dy, out], &order, True, 3 * features + 2 * channels)
+    arrangement = arranged(x, dy, residual, out, True, &order, 4 * features + 2 * channels)
     job.dweight, job.dbias = arrangement.vector(features), arrangement.vector(features)
     if cnp.PyArray_SIZE(x) == 0:
         fill(job.dweight, features, 0.0)
         fill(job.dbias, features, 0.0)
     else:
-        take_features(arrangement, weight, None, kept, &job)
+        take_features(arrangement, weight, bias, kept, &job)
         # Only read here, since `var` is NULL.
         job.invstd = <double*>arrangement.kept(invstd, kept)
         if centred:
@@ -531,7 +582,7 @@ def layer_backward(dy_, x_, mean_, invstd_, normalized_shape, weight_, out_, bin
     dweight = unflattened(rounded(job.dweight, features, number), x, kept, x.ndim,
                           order.axes + order.outer, order.n - order.outer)
     if not centred:
-        return arrangement.out, dweight
-    return arrangement.out, dweight, unflattened(
+        return gradients_of(arrangement, (dweight,))
+    return gradients_of(arrangement, (dweight, unflattened(
         rounded(job.dbias, features, number), x, kept, x.ndim,
-        order.axes + order.outer, order.n - order.outer)
+        order.axes + order.outer, order.n - order.outer)))

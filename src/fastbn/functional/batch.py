@@ -11,7 +11,7 @@ from fastbn.stats import BatchStats
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastbn._types import Float64, Floating, Kept, Vector
+    from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
 
 
 def batch_norm(
@@ -25,6 +25,9 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> NDArray[Floating]:
     r"""Normalise each channel of a batch, as ``torch.nn.functional.batch_norm``.
@@ -54,6 +57,13 @@ def batch_norm(
         A letter for each axis of `x`, with one ``C`` for the channels, such as
         ``"NHWC"``; or ``"N...C"``: channels last at any rank. Without it,
         channels are axis 1.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass. NaN stays NaN.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation. Its memory order may differ from that of `x`,
+        at the price of a copy.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `y`: `x` itself, or memory apart from all inputs.
 
@@ -98,7 +108,20 @@ def batch_norm(
     (array([0.2, 2. ], dtype=float32), array([ 1.1, 20.9], dtype=float32))
     """
     return _view.forward(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, layout, out, True
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        training,
+        momentum,
+        eps,
+        layout,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        True,
     )
 
 
@@ -113,15 +136,20 @@ def batch_norm_forward(
     momentum: float = 0.1,
     eps: float = 1e-5,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
     """Normalise, and return what the backward pass needs beside `x`.
 
     Parameters
     ----------
-    x, weight, bias, running_mean, running_var, training, momentum, eps, layout, out
+    x, weight, bias, running_mean, running_var, training, momentum, eps, layout
         As for `batch_norm`, but by keyword from `running_mean` on: four arrays
         of shape (C,), two of them written, are easily mixed up.
+    activation, negative_slope, residual, out
+        As for `batch_norm`.
 
     Returns
     -------
@@ -157,7 +185,20 @@ def batch_norm_forward(
     array([1. , 0.1])
     """
     return _view.forward(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, layout, out, False
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        training,
+        momentum,
+        eps,
+        layout,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        False,
     )
 
 
@@ -168,10 +209,14 @@ def batch_norm_backward(
     invstd: Kept,
     weight: Vector | None = None,
     *,
+    bias: Vector | None = None,
     training: bool = True,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
-) -> tuple[NDArray[Floating], Vector, Vector]:
+) -> Gradients[Floating]:
     r"""Return the gradients with respect to `x`, weight and bias.
 
     With :math:`\hat x = (x - mean) \cdot invstd` and means over a channel,
@@ -192,12 +237,14 @@ def batch_norm_backward(
     mean, invstd : ndarray of shape (C,), float64 or float32
         What `batch_norm_forward` returned. float32 costs accuracy where the
         mean is large.
-    weight : ndarray of shape (C,), optional
-        As in the forward pass.
+    weight, bias : ndarray of shape (C,), optional
+        As in the forward pass; the bias matters to an activation only.
     training : bool, default True
         Whether the forward pass used the statistics of the batch.
     layout : str, optional
         As in the forward pass.
+    activation, negative_slope, residual : optional
+        As in the forward pass; what the activation had before it is computed again.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
 
@@ -208,6 +255,8 @@ def batch_norm_backward(
     dweight, dbias : ndarray of shape (C,)
         Of the dtype of `weight`; without it float64 for a float64 `x`, else
         float32.
+    dresidual : ndarray
+        Only with a residual: its gradient, a new array like `dx`.
 
     Raises
     ------
@@ -230,7 +279,21 @@ def batch_norm_backward(
     >>> dbias
     array([1.])
     """
-    return _view.backward(dy, x, mean, invstd, weight, training, layout, out)
+    return _view.backward(
+        dy,
+        x,
+        mean,
+        invstd,
+        weight,
+        bias,
+        training,
+        layout,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        False,
+    )
 
 
 def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStats:

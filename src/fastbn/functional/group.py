@@ -10,7 +10,7 @@ from fastbn import _view
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastbn._types import Float64, Floating, Kept, Vector
+    from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
 
 
 def group_norm(
@@ -21,6 +21,9 @@ def group_norm(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> NDArray[Floating]:
     r"""Normalise groups of channels, as ``torch.nn.functional.group_norm``.
@@ -45,6 +48,13 @@ def group_norm(
         A letter for each axis of `x`, with one ``N`` and one ``C``, such as
         ``"NHWC"``; or ``"N...C"``: channels last at any rank. Without it,
         instances are axis 0 and channels axis 1.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass. NaN stays NaN.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation. Its memory order may differ from that of `x`,
+        at the price of a copy.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `y`: `x` itself, or memory apart from all inputs.
 
@@ -80,7 +90,9 @@ def group_norm(
     >>> fastbn.group_norm(x, 2).round(3)
     array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
-    return _view.group_forward(x, num_groups, weight, bias, eps, layout, out, True)
+    return _view.group_forward(
+        x, num_groups, weight, bias, eps, layout, activation, negative_slope, residual, out, True
+    )
 
 
 def group_norm_forward(
@@ -91,13 +103,18 @@ def group_norm_forward(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
     """Normalise, and return what the backward pass needs beside `x`.
 
     Parameters
     ----------
-    x, num_groups, weight, bias, eps, layout, out
+    x, num_groups, weight, bias, eps, layout
+        As for `group_norm`.
+    activation, negative_slope, residual, out
         As for `group_norm`.
 
     Returns
@@ -128,7 +145,9 @@ def group_norm_forward(
     >>> invstd.round(4)
     array([[1. , 0.1]])
     """
-    return _view.group_forward(x, num_groups, weight, bias, eps, layout, out, False)
+    return _view.group_forward(
+        x, num_groups, weight, bias, eps, layout, activation, negative_slope, residual, out, False
+    )
 
 
 def group_norm_backward(
@@ -139,9 +158,13 @@ def group_norm_backward(
     num_groups: SupportsIndex,
     weight: Vector | None = None,
     *,
+    bias: Vector | None = None,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
-) -> tuple[NDArray[Floating], Vector, Vector]:
+) -> Gradients[Floating]:
     r"""Return the gradients with respect to `x`, weight and bias.
 
     With :math:`\hat x = (x - mean) \cdot invstd`, :math:`g = dy \cdot weight` and
@@ -163,10 +186,12 @@ def group_norm_backward(
         mean is large.
     num_groups : int
         As in the forward pass.
-    weight : ndarray of shape (C,), optional
-        As in the forward pass.
+    weight, bias : ndarray of shape (C,), optional
+        As in the forward pass; the bias matters to an activation only.
     layout : str, optional
         As in the forward pass.
+    activation, negative_slope, residual : optional
+        As in the forward pass; what the activation had before it is computed again.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
 
@@ -177,6 +202,8 @@ def group_norm_backward(
     dweight, dbias : ndarray of shape (C,)
         Of the dtype of `weight`; without it float64 for a float64 `x`, else
         float32.
+    dresidual : ndarray
+        Only with a residual: its gradient, a new array like `dx`.
 
     Raises
     ------
@@ -199,7 +226,20 @@ def group_norm_backward(
     >>> dbias
     array([1., 0., 0.])
     """
-    return _view.group_backward(dy, x, mean, invstd, num_groups, weight, layout, out)
+    return _view.group_backward(
+        dy,
+        x,
+        mean,
+        invstd,
+        num_groups,
+        weight,
+        bias,
+        layout,
+        activation,
+        negative_slope,
+        residual,
+        out,
+    )
 
 
 def instance_norm(
@@ -213,6 +253,9 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> NDArray[Floating]:
     r"""Normalise each channel of each instance, as ``torch.nn.functional.instance_norm``.
@@ -241,6 +284,13 @@ def instance_norm(
         Added to the variance, inside the root. With `use_input_stats` more than 0.
     layout : str, optional
         As for `group_norm`.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass. NaN stays NaN.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation. Its memory order may differ from that of `x`,
+        at the price of a copy.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `y`: `x` itself, or memory apart from all inputs.
 
@@ -289,6 +339,9 @@ def instance_norm(
         momentum,
         eps,
         layout,
+        activation,
+        negative_slope,
+        residual,
         out,
         True,
     )
@@ -305,15 +358,20 @@ def instance_norm_forward(
     momentum: float = 0.1,
     eps: float = 1e-5,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
     """Normalise, and return what the backward pass needs beside `x`.
 
     Parameters
     ----------
-    x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, layout, out
+    x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, layout
         As for `instance_norm`, but by keyword from `running_mean` on: four arrays
         of shape (C,), two of them written, are easily mixed up.
+    activation, negative_slope, residual, out
+        As for `instance_norm`.
 
     Returns
     -------
@@ -354,6 +412,9 @@ def instance_norm_forward(
         momentum,
         eps,
         layout,
+        activation,
+        negative_slope,
+        residual,
         out,
         False,
     )
@@ -366,9 +427,13 @@ def instance_norm_backward(
     invstd: Kept,
     weight: Vector | None = None,
     *,
+    bias: Vector | None = None,
     layout: str | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
-) -> tuple[NDArray[Floating], Vector, Vector]:
+) -> Gradients[Floating]:
     """Return the gradients with respect to `x`, weight and bias.
 
     They are those of `group_norm_backward` with a group for each channel, for
@@ -384,10 +449,12 @@ def instance_norm_backward(
     mean, invstd : ndarray of shape (N, C), float64 or float32
         What `instance_norm_forward` returned. float32 costs accuracy where the
         mean is large.
-    weight : ndarray of shape (C,), optional
-        As in the forward pass.
+    weight, bias : ndarray of shape (C,), optional
+        As in the forward pass; the bias matters to an activation only.
     layout : str, optional
         As in the forward pass.
+    activation, negative_slope, residual : optional
+        As in the forward pass; what the activation had before it is computed again.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
 
@@ -398,6 +465,8 @@ def instance_norm_backward(
     dweight, dbias : ndarray of shape (C,)
         Of the dtype of `weight`; without it float64 for a float64 `x`, else
         float32.
+    dresidual : ndarray
+        Only with a residual: its gradient, a new array like `dx`.
 
     Raises
     ------
@@ -426,4 +495,6 @@ def instance_norm_backward(
     >>> dbias
     array([1.])
     """
-    return _view.instance_backward(dy, x, mean, invstd, weight, layout, out)
+    return _view.instance_backward(
+        dy, x, mean, invstd, weight, bias, layout, activation, negative_slope, residual, out
+    )

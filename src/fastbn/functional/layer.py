@@ -10,7 +10,7 @@ from fastbn import _view
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastbn._types import Float64, Floating, Kept, Shape, Vector
+    from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Shape, Vector
 
 
 def layer_norm(
@@ -20,6 +20,9 @@ def layer_norm(
     bias: Vector | None = None,
     eps: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> NDArray[Floating]:
     r"""Normalise over the last axes, as ``torch.nn.functional.layer_norm``.
@@ -40,6 +43,13 @@ def layer_norm(
         whichever that is; half precision is widened.
     eps : float, default 1e-5
         Added to the variance, inside the root; more than 0.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass. NaN stays NaN.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation. Its memory order may differ from that of `x`,
+        at the price of a copy.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `y`: `x` itself, or memory apart from all inputs.
 
@@ -76,7 +86,19 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]], dtype=float32)
     """
-    return _view.layer_forward(x, normalized_shape, weight, bias, eps, out, True, True)
+    return _view.layer_forward(
+        x,
+        normalized_shape,
+        weight,
+        bias,
+        eps,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        True,
+        True,
+    )
 
 
 def layer_norm_forward(
@@ -86,13 +108,18 @@ def layer_norm_forward(
     bias: Vector | None = None,
     eps: float = 1e-5,
     *,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
     """Normalise, and return what the backward pass needs beside `x`.
 
     Parameters
     ----------
-    x, normalized_shape, weight, bias, eps, out
+    x, normalized_shape, weight, bias, eps
+        As for `layer_norm`.
+    activation, negative_slope, residual, out
         As for `layer_norm`.
 
     Returns
@@ -123,7 +150,19 @@ def layer_norm_forward(
     >>> invstd.round(4)
     array([1. , 0.1])
     """
-    return _view.layer_forward(x, normalized_shape, weight, bias, eps, out, True, False)
+    return _view.layer_forward(
+        x,
+        normalized_shape,
+        weight,
+        bias,
+        eps,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        True,
+        False,
+    )
 
 
 def layer_norm_backward(
@@ -134,8 +173,12 @@ def layer_norm_backward(
     normalized_shape: Shape,
     weight: Vector | None = None,
     *,
+    bias: Vector | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
-) -> tuple[NDArray[Floating], Vector, Vector]:
+) -> Gradients[Floating]:
     r"""Return the gradients with respect to `x`, weight and bias.
 
     With :math:`\hat x = (x - mean) \cdot invstd`, :math:`g = dy \cdot weight` and
@@ -157,8 +200,10 @@ def layer_norm_backward(
         mean is large.
     normalized_shape : int or sequence of int
         As in the forward pass.
-    weight : ndarray of shape `normalized_shape`, optional
-        As in the forward pass.
+    weight, bias : ndarray of shape `normalized_shape`, optional
+        As in the forward pass; the bias matters to an activation only.
+    activation, negative_slope, residual : optional
+        As in the forward pass; what the activation had before it is computed again.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
 
@@ -169,6 +214,8 @@ def layer_norm_backward(
     dweight, dbias : ndarray of shape `normalized_shape`
         Of the dtype of `weight`; without it float64 for a float64 `x`, else
         float32.
+    dresidual : ndarray
+        Only with a residual: its gradient, a new array like `dx`.
 
     Raises
     ------
@@ -191,7 +238,20 @@ def layer_norm_backward(
     >>> dbias
     array([1., 0., 0.])
     """
-    return _view.layer_backward(dy, x, mean, invstd, normalized_shape, weight, out, True)
+    return _view.layer_backward(
+        dy,
+        x,
+        mean,
+        invstd,
+        normalized_shape,
+        weight,
+        bias,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        True,
+    )
 
 
 def rms_norm(
@@ -200,6 +260,9 @@ def rms_norm(
     weight: Vector | None = None,
     eps: float | None = None,
     *,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> NDArray[Floating]:
     r"""Divide by the root of the mean square, as ``torch.nn.functional.rms_norm``.
@@ -220,6 +283,13 @@ def rms_norm(
     eps : float, optional
         Added to the mean square, inside the root. Without it, the machine
         epsilon of what is computed with: float64 for float64 `x`, else float32.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass. NaN stays NaN.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
+    residual : ndarray of the shape and dtype of `x`, optional
+        Added before the activation. Its memory order may differ from that of `x`,
+        at the price of a copy.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `y`: `x` itself, or memory apart from all inputs.
 
@@ -250,7 +320,19 @@ def rms_norm(
     array([[ 0.2,  1.4],
            [-0.2,  1.4]], dtype=float32)
     """
-    return _view.layer_forward(x, normalized_shape, weight, None, eps, out, False, True)
+    return _view.layer_forward(
+        x,
+        normalized_shape,
+        weight,
+        None,
+        eps,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        False,
+        True,
+    )
 
 
 def rms_norm_forward(
@@ -259,13 +341,18 @@ def rms_norm_forward(
     weight: Vector | None = None,
     eps: float | None = None,
     *,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
 ) -> tuple[NDArray[Floating], Float64]:
     """Normalise, and return what the backward pass needs beside `x`.
 
     Parameters
     ----------
-    x, normalized_shape, weight, eps, out
+    x, normalized_shape, weight, eps
+        As for `rms_norm`.
+    activation, negative_slope, residual, out
         As for `rms_norm`.
 
     Returns
@@ -292,7 +379,19 @@ def rms_norm_forward(
     >>> invrms.round(4)
     array([0.2 , 0.02])
     """
-    return _view.layer_forward(x, normalized_shape, weight, None, eps, out, False, False)
+    return _view.layer_forward(
+        x,
+        normalized_shape,
+        weight,
+        None,
+        eps,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        False,
+        False,
+    )
 
 
 def rms_norm_backward(
@@ -302,8 +401,11 @@ def rms_norm_backward(
     normalized_shape: Shape,
     weight: Vector | None = None,
     *,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+    residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
-) -> tuple[NDArray[Floating], Vector]:
+) -> Gradients[Floating]:
     r"""Return the gradients with respect to `x` and weight.
 
     With :math:`\hat x = x \cdot invrms`, :math:`g = dy \cdot weight` and means over
@@ -326,6 +428,8 @@ def rms_norm_backward(
         As in the forward pass.
     weight : ndarray of shape `normalized_shape`, optional
         As in the forward pass.
+    activation, negative_slope, residual : optional
+        As in the forward pass; what the activation had before it is computed again.
     out : ndarray of the shape and dtype of `x`, optional
         Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
 
@@ -336,6 +440,8 @@ def rms_norm_backward(
     dweight : ndarray of shape `normalized_shape`
         Of the dtype of `weight`; without it float64 for a float64 `x`, else
         float32.
+    dresidual : ndarray
+        Only with a residual: its gradient, a new array like `dx`.
 
     Raises
     ------
@@ -357,4 +463,17 @@ def rms_norm_backward(
     >>> dweight.round(3)
     array([0.2, 0. ])
     """
-    return _view.layer_backward(dy, x, None, invrms, normalized_shape, weight, out, False)
+    return _view.layer_backward(
+        dy,
+        x,
+        None,
+        invrms,
+        normalized_shape,
+        weight,
+        None,
+        activation,
+        negative_slope,
+        residual,
+        out,
+        False,
+    )

@@ -8,7 +8,7 @@ workspace, and runs the phases of its operation:
     statistics   moments | merge
     inference    coefficients | write
     training     moments | merge | coefficients | write
-    gradients    sums | merge | write
+    gradients    sums | merge | write; with a residual, before them, its gradient
 
 Where planes of a tile fit the cache, training and gradients run all phases of
 a tile before the next (`by_tile`): its second reading then comes from the
@@ -279,24 +279,29 @@ cdef void differentiate_tile(const Sweep* sweep, Py_ssize_t tile, int worker) no
     cdef const Job* job = sweep.job
     cdef Py_ssize_t c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
     leaves.coefficients(job, c0, c1)
+    if job.residual.data != NULL:
+        leaves.write_sum_gradient(job, tile, tile + 1, 0, job.plan.blocks)
     leaves.gradient_sums(job, tile, tile + 1, 0, job.plan.segments)
     leaves.merge_gradients(job, c0, c1)
     leaves.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
 
 
 cdef int differentiate(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef int status
+    cdef int status = 0
     if job.group > 1:
         leaves.spread_groups(job, 0, job.view.channels)
-    elif job.training and by_tile(leaves, job, 2):
+    elif job.training and by_tile(leaves, job, 2 if job.residual.data == NULL else 4):
         job.fetch_next = job.streaming
         return sweep_tiles(leaves, job, differentiate_tile)
     leaves.coefficients(job, 0, job.view.channels)
-    status = sweep_segments(leaves, job, leaves.gradient_sums)
+    if job.residual.data != NULL:
+        status = sweep_blocks(leaves, job, leaves.write_sum_gradient)
+    if status == 0:
+        status = sweep_segments(leaves, job, leaves.gradient_sums)
     if status != 0:
         return status
     leaves.merge_gradients(job, 0, job.view.channels)
-    if job.training:
+    if job.training or job.fused:
         return sweep_blocks(leaves, job, leaves.write_gradient)
     job.x = job.dy      # dx is an affine function of dy alone
     return sweep_blocks(leaves, job, leaves.write_forward)

@@ -28,6 +28,11 @@ cdef struct Matrix:
     Py_ssize_t period           # `period`, `first` rows having gone before
     Py_ssize_t first
 
+cdef struct Features:
+    # Of the elements from some place on; NULL: there are none.
+    const real* weight
+    const real* bias
+
 
 cdef inline Py_ssize_t minimum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
@@ -165,13 +170,20 @@ cdef inline elem* row_at(const Matrix* m, Py_ssize_t row) noexcept nogil:
     return m.data + row * m.step + (m.first + row) // m.period * m.jump
 
 
-cdef inline const real* feature_weights(const Job* job) noexcept nogil:
-    if job.real_weight != NULL:
-        return <const real*>job.real_weight
-    return <const real*>job.features
+cdef inline Features no_features() noexcept nogil:
+    return Features(NULL, NULL)
 
 
-cdef inline const real* feature_biases(const Job* job) noexcept nogil:
-    if job.real_bias != NULL:
-        return <const real*>job.real_bias
-    return <const real*>job.features + job.view.inner + WRAP
+cdef inline Features later_features(Features features, Py_ssize_t n) noexcept nogil:
+    if features.weight == NULL:
+        return features
+    return Features(features.weight + n, features.bias + n)
+
+
+cdef inline Features features_from(const Job* job, Py_ssize_t at) noexcept nogil:
+    # In the caller's arrays, or in the workspace.
+    cdef const real* copies = <const real*>job.features
+    cdef const real* weight = <const real*>job.real_weight
+    cdef const real* bias = <const real*>job.real_bias
+    return Features((weight if weight != NULL else copies) + at,
+                    (bias if bias != NULL else copies + job.view.inner + WRAP) + at)

@@ -136,20 +136,35 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
     fp_leave(saved)
 
 
+cdef inline void spread_coefficients(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                                     int gradient, Columns* columns) noexcept nogil:
+    spread_channels(job, columns.scale, coefficient(job, SCALE) + channel, channels)
+    spread_channels(job, columns.pivot, coefficient(job, PIVOT) + channel, channels)
+    if gradient == ACTIVATED:
+        spread_channels(job, columns.gain, coefficient(job, GAIN) + channel, channels)
+        spread_channels(job, columns.shift, coefficient(job, SHIFT) + channel, channels)
+        columns.activation = activation_of(job)
+
+
 cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t channel,
-                             Columns* columns, double* s, double* q) noexcept nogil:
+                             Columns* columns, double* s, double* q,
+                             int gradient) noexcept nogil:
     # One channel of a block in float64.
+    cdef Columns own
     cdef WideColumns wide
     cdef Py_ssize_t j, width = columns_per_channel(job)
+    spread_coefficients(job, channel, 1, gradient, &own)
+    wide.own = &own
     for j in range(width):
-        wide.scale[j] = coefficient(job, SCALE)[channel]
-        wide.pivot[j] = coefficient(job, PIVOT)[channel]
-    sum_block(job, block, channel, 1, &wide, columns, True)
+        wide.scale[j] = own.scale[j]
+        wide.pivot[j] = own.pivot[j]
+    sum_block(job, block, channel, 1, &wide, columns, gradient)
     fold_columns(columns, 1, width, s, q)
 
 
 cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
-                                   Columns* columns, double* s, double* q) noexcept nogil:
+                                   Columns* columns, double* s, double* q,
+                                   int gradient) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
     cdef double* s_sum = job.partial[0] + segment * job.view.channels + channel
@@ -161,30 +176,36 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
-        sum_block(job, &block, channel, channels, NULL, columns, True)
+        sum_block(job, &block, channel, channels, NULL, columns, gradient)
         fold_channels(job, columns, channels, s, q)
         for c in range(channels):
             # Sums that overflowed in `real`, or that are truly infinite.
             if s[c] - s[c] != 0.0 or q[c] - q[c] != 0.0:
-                sum_gradient_again(job, &block, channel + c, columns, &s[c], &q[c])
+                sum_gradient_again(job, &block, channel + c, columns, &s[c], &q[c], gradient)
             s_sum[c] += s[c]
             q_sum[c] += q[c]
 
 
-cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
-                        Py_ssize_t s0, Py_ssize_t s1) noexcept nogil:
+cdef inline void sum_gradients(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t s0,
+                               Py_ssize_t s1, int gradient) noexcept nogil:
     cdef Columns columns
     cdef double s[COLUMNS]
     cdef double q[COLUMNS]
-    cdef Py_ssize_t tile, segment, channel, channels
-    cdef fp_state saved = fp_enter()
+    cdef Py_ssize_t tile, segment
     for tile in range(t0, t1):
-        channel = first_channel(job, tile)
-        channels = count_channels(job, tile)
-        spread_channels(job, columns.scale, coefficient(job, SCALE) + channel, channels)
-        spread_channels(job, columns.pivot, coefficient(job, PIVOT) + channel, channels)
+        spread_coefficients(job, first_channel(job, tile), count_channels(job, tile), gradient,
+                            &columns)
         for segment in range(s0, s1):
-            segment_gradients(job, tile, segment, &columns, s, q)
+            segment_gradients(job, tile, segment, &columns, s, q, gradient)
+
+
+cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
+                        Py_ssize_t s0, Py_ssize_t s1) noexcept nogil:
+    cdef fp_state saved = fp_enter()
+    if job.fused:
+        sum_gradients(job, t0, t1, s0, s1, ACTIVATED)
+    else:
+        sum_gradients(job, t0, t1, s0, s1, GRADIENTS)
     fp_leave(saved)
 
 
@@ -210,8 +231,6 @@ cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
     cdef real* shift = coefficient(job, SHIFT)
     cdef double share = 1.0 / <double>count_per_channel(job)
     cdef Py_ssize_t c
-    if job.view.features:
-        memcpy(coefficient(job, OFFSET) + c0, shift + c0, (c1 - c0) * sizeof(real))
     for c in range(c0, c1):
         slope[c] = as_real(weight_of(job, c) * dweight[c] * share
                            * scaled_invstd(job, c) * scaled_invstd(job, c))
@@ -266,11 +285,12 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
             dweight[c] += q[c]
     for c in range(c0, c1):
         dweight[c] = (dweight[c] + rest_of_mean(job, c) * dbias[c]) * scaled_invstd(job, c)
+    memcpy(coefficient(job, OFFSET) + c0, coefficient(job, SHIFT) + c0, (c1 - c0) * sizeof(real))
     if job.group > 1:
         group_coefficients(job, c0, c1)
     elif job.training:
         gradient_coefficients(job, c0, c1)
-    else:
+    elif not job.fused:
         for c in range(c0, c1):
             frozen_coefficients(job, c)
     wrap(job, c0, c1)

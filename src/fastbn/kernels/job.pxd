@@ -43,6 +43,9 @@ ctypedef struct Plan:
     Py_ssize_t segment_blocks   # blocks that one task sums up
     Py_ssize_t segments
 
+cdef enum:      # what follows the normalisation of an element
+    IDENTITY, RELU, LEAKY_RELU, SILU
+
 cdef enum:      # what a driver returns, beside 0
     NO_MEMORY = -1
     STOPPED = -2
@@ -62,6 +65,13 @@ ctypedef struct Job:
     Operand x
     Operand dy
     Operand out
+    Operand residual            # added before the activation; data NULL: there is none
+    # Backward with a residual: dy is that of the sum, written first, from that of y.
+    Operand dy_of_y
+    int activation
+    double negative_slope       # of LEAKY_RELU
+    bint inverted               # backward: x is the y of an activation that can be undone
+    bint fused                  # the passes over x have an activation or a residual
     size_t bytes                # of the tensor
     bint streaming              # `out` is too large for the cache
     bint training               # backward: gradient through the statistics
@@ -128,4 +138,5 @@ ctypedef struct Leaves:
     Task gradient_sums      # sum dy and sum dy * (x - mean) of each channel and segment
     Step merge_gradients    # -> dbias, dweight, coefficients
     Task write_gradient     # out = dx; with features, their sums of gradients, too
+    Task write_sum_gradient # dy, of the sum with a residual, from dy_of_y
     Step add_samples        # dweight, dbias of the first sample become those of all

@@ -155,6 +155,7 @@ static inline stored pack(lanes v)
 #endif
 
 static inline double as_double(elem x) { return (double)unpack((stored){x})[0]; }
+static inline real first_lane(lanes v) { return v[0]; }
 static inline real as_real(double x) { return x == x ? (real)x : (real)__builtin_nan(""); }
 
 /* ---- memory; no alignment is assumed beyond the element's own ---- */
@@ -348,6 +349,58 @@ static inline lanes join(lanes first, lanes other, ptrdiff_t n)
 }
 static inline lanes smaller(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), a, b); }
 static inline lanes larger(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), b, a); }
+
+/* Where a <= b, the one, elsewhere, and where either is NaN, the other. */
+static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+{ return select_lanes((lane_bits)(a <= b), one, other); }
+static inline lanes all_bits(void) { return (lanes)~(lane_bits){0}; }
+static inline lanes no_bits(void) { return (lanes){0}; }
+static inline lanes masked(lanes v, lanes bits) { return (lanes)((lane_bits)v & (lane_bits)bits); }
+
+/* ---- what an exponential is made of ---- */
+
+/* exp(-FAR) is 0. LOG_2 has zeros at its end: its product with a whole number is exact. */
+#ifdef FASTBN_FLOAT64
+enum { FAR = 750, TERMS = 13 };
+#define LOG2_E 0x1.71547652b82fep+0
+#define LOG_2 0x1.62e42feep-1
+#define REST_OF_LOG_2 0x1.a39ef35793c76p-33
+#define WHOLE_NUMBERS 0x1.8p52      /* added to a number, leaves no place for a fraction */
+#define EXPONENT_BIAS 1023
+#define FRACTION_BITS 52
+#else
+enum { FAR = 110, TERMS = 7 };
+#define LOG2_E 0x1.715476p+0f
+#define LOG_2 0x1.62e4p-1f
+#define REST_OF_LOG_2 0x1.7f7d1cp-20f
+#define WHOLE_NUMBERS 0x1.8p23f
+#define EXPONENT_BIAS 127
+#define FRACTION_BITS 23
+#endif
+static const real reciprocal_factorial[14] = {
+    1., 1., 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880,
+    1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
+
+/* The nearest whole number, of a small one. */
+static inline lanes rounded(lanes v)
+{ return (v + splat(WHOLE_NUMBERS)) - splat(WHOLE_NUMBERS); }
+
+/* v * 2**n for a whole n of at most twice the range of exponents, rounded once. */
+#if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
+static inline lanes times_power_of_two(lanes v, lanes n)
+{ return (lanes)_mm512_scalef_pd((__m512d)v, (__m512d)n); }
+#elif VECTOR_BYTES == 64
+static inline lanes times_power_of_two(lanes v, lanes n)
+{ return (lanes)_mm512_scalef_ps((__m512)v, (__m512)n); }
+#else
+static inline lanes power_of_two(lanes n)
+{ return (lanes)((lane_bits)(n + splat(WHOLE_NUMBERS + EXPONENT_BIAS)) << FRACTION_BITS); }
+static inline lanes times_power_of_two(lanes v, lanes n)
+{
+    lanes half = rounded(n * splat(0.5f));
+    return v * power_of_two(half) * power_of_two(n - half);
+}
+#endif
 
 /* The power of two 2**-e for a finite, normal scale in [2**e, 2**(e+1)). */
 static inline double inverse_power_of_two(double scale)

@@ -8,8 +8,11 @@ This one source is compiled once for each pair; lanes.h gives it the registers.
 2. geometry.pxi   where the numbers of a task lie in memory
    sums.pxi       the two sums that every statistic is made of
    moments.pxi    forward statistics: blocks, and their merge
+   activations.pxi  what follows a normalisation, and the gradient of it
    gradients.pxi  backward statistics, and every coefficient
-   writes.pxi     the elementwise passes
+   pens.pxi       the arithmetic of the elementwise passes
+   writes.pxi     these passes, over planes and rows
+   features.pxi   the same where features have parameters
 3. Sums are written in the order in which they are to be done, each column of
    its own. The compiler is forbidden to contract or reorder them: so the bits
    depend neither on the width of the registers nor on the CPU.
@@ -25,8 +28,8 @@ from libc.stddef cimport ptrdiff_t
 from libc.string cimport memcpy, memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, GAIN, OFFSET, PIVOT, PIXELS, RUN_COLUMNS, SCALE, SHIFT, SLOPE, WRAP, Job,
-    Leaves, Operand)
+    COEFFICIENTS, COLUMNS, GAIN, LEAKY_RELU, OFFSET, PIVOT, PIXELS, RELU, RUN_COLUMNS, SCALE, SHIFT,
+    SILU, SLOPE, WRAP, Job, Leaves, Operand)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state
@@ -45,9 +48,15 @@ cdef extern from "lanes.h" nogil:
         HALVES
         LINE
         PAGE
+        FAR
+        TERMS
     double SMALLEST_SQUARE
     double LARGEST_SCALE
     double USUAL_SCALE
+    real LOG2_E
+    real LOG_2
+    real REST_OF_LOG_2
+    const real reciprocal_factorial[14]
     lanes load(const elem* p)
     lanes load_real(const real* p)
     lanes load_real_part(const real* p, ptrdiff_t n)
@@ -63,6 +72,7 @@ cdef extern from "lanes.h" nogil:
     lanes plus(lanes a, lanes b)
     lanes held(lanes v)
     double as_double(elem x)
+    real first_lane(lanes v)
     real as_real(double x)
     wides load_wide(const double* p)
     void store_wide(double* p, wides v)
@@ -70,15 +80,24 @@ cdef extern from "lanes.h" nogil:
     lanes join(lanes first, lanes other, ptrdiff_t n)
     lanes smaller(lanes a, lanes b)
     lanes larger(lanes a, lanes b)
+    lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+    lanes all_bits()
+    lanes no_bits()
+    lanes masked(lanes v, lanes bits)
+    lanes rounded(lanes v)
+    lanes times_power_of_two(lanes v, lanes n)
     double inverse_power_of_two(double scale)
 
 cdef enum:
     PADDING = 16        # the widest register reads this far past the columns
 
 include "geometry.pxi"
+include "activations.pxi"
 include "sums.pxi"
 include "moments.pxi"
 include "gradients.pxi"
+include "pens.pxi"
+include "features.pxi"
 include "writes.pxi"
 
 cdef Leaves leaves
@@ -92,6 +111,7 @@ leaves.write_forward = write_forward
 leaves.gradient_sums = gradient_sums
 leaves.merge_gradients = merge_gradients
 leaves.write_gradient = write_gradient
+leaves.write_sum_gradient = write_sum_gradient
 leaves.spread_groups = spread_groups
 leaves.spread_features = spread_features
 leaves.add_samples = add_samples

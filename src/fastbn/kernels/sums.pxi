@@ -4,7 +4,8 @@
 #   moments      s = sum d          q = sum d * d         d = x - pivot
 #   gradients    s = sum dy         q = sum dy * d        d = x * scale - pivot
 #
-# where dy is first multiplied by the weight of its feature, if there are features.
+# where dy is first multiplied by the weight of its feature, if there are features; and
+# before that, taken from y to z, where there is an activation.
 #
 # Up to ROWS terms of a column are added in `real`, as a binary tree; its result
 # goes into a float64 sum. May add; may not decide what a sum means.
@@ -24,13 +25,20 @@ cdef enum:
     ALIGNED_COLUMNS = 256   # fewer are not worth a register more
     IN_L1 = 1024            # elements; a whole number of groups
 
+cdef enum:
+    # What is summed: `gradient` below, a constant.
+    MOMENTS, GRADIENTS, ACTIVATED
+
 cdef struct Columns:
     # What the columns of a tile are read with, and their sums.
     lanes aligned               # unused: the arrays begin where a register may
     real scale[COLUMNS + PADDING]
     real pivot[COLUMNS + PADDING]
+    real gain[COLUMNS + PADDING]
+    real shift[COLUMNS + PADDING]
     double s[COLUMNS + PADDING]
     double q[COLUMNS + PADDING]
+    Activation activation
 
 cdef struct Group:
     # Up to ROWS rows of one register of columns.
@@ -39,9 +47,12 @@ cdef struct Group:
     ptrdiff_t x_step
     ptrdiff_t dy_step
     bint weighted
-    const real* weight          # RUN_COLUMNS to a row
+    Features features           # RUN_COLUMNS to a row
     lanes scale
     lanes pivot
+    lanes gain
+    lanes shift
+    const Activation* activation
 
 cdef struct Pair:
     lanes s
@@ -53,22 +64,37 @@ cdef struct Sums:
     wides q[HALVES]
 
 
+cdef inline lanes before(const Group* g, Py_ssize_t row, lanes d) noexcept nogil:
+    # What the activation saw.
+    cdef lanes z = d * g.gain + g.shift
+    if g.weighted:
+        z = (z * load_real(g.features.weight + row * RUN_COLUMNS)
+             + load_real(g.features.bias + row * RUN_COLUMNS))
+    return z
+
+
 cdef inline Pair term(const Group* g, Py_ssize_t row, Py_ssize_t left,
-                      bint gradient) noexcept nogil:
+                      int gradient) noexcept nogil:
     # WHOLE, or the last row of a run: `left` elements from row 0 on are the run's,
     # and columns past them get terms of 0.
     cdef Pair t
-    cdef lanes d
+    cdef lanes d, z, number
     cdef const elem* x = g.x + row * g.x_step
     cdef const elem* dy = g.dy + row * g.dy_step
     cdef Py_ssize_t n = maximum(0, minimum(WIDTH, left - row * RUN_COLUMNS))
+    number = load(x) if left == WHOLE else load_part(x, n, splat(0) if gradient else g.pivot)
     if gradient:
         t.s = held(load(dy)) if left == WHOLE else load_part(dy, n, splat(0))
+        z = number
+        if gradient == ACTIVATED and g.activation.inverted:
+            number = unbent(g.activation, number)
+        d = number * g.scale - g.pivot
+        if gradient == ACTIVATED:
+            t.s = passed(g.activation, z if g.activation.inverted else before(g, row, d), t.s)
         if g.weighted:
-            t.s = t.s * load_real(g.weight + row * RUN_COLUMNS)
-        d = (load(x) if left == WHOLE else load_part(x, n, splat(0))) * g.scale - g.pivot
+            t.s = t.s * load_real(g.features.weight + row * RUN_COLUMNS)
     else:
-        t.s = (load(x) if left == WHOLE else load_part(x, n, g.pivot)) - g.pivot
+        t.s = number - g.pivot
         d = t.s
     t.q = t.s * d
     return t
@@ -82,16 +108,16 @@ cdef inline Pair both(Pair a, Pair b) noexcept nogil:
 
 
 cdef inline Pair tree2(const Group* g, Py_ssize_t row, Py_ssize_t left,
-                       bint gradient) noexcept nogil:
+                       int gradient) noexcept nogil:
     return both(term(g, row, left, gradient), term(g, row + 1, left, gradient))
 
 
 cdef inline Pair tree4(const Group* g, Py_ssize_t row, Py_ssize_t left,
-                       bint gradient) noexcept nogil:
+                       int gradient) noexcept nogil:
     return both(tree2(g, row, left, gradient), tree2(g, row + 2, left, gradient))
 
 
-cdef inline Pair tree8(const Group* g, Py_ssize_t left, bint gradient) noexcept nogil:
+cdef inline Pair tree8(const Group* g, Py_ssize_t left, int gradient) noexcept nogil:
     return both(tree4(g, 0, WHOLE, gradient), tree4(g, 4, left, gradient))
 
 
@@ -103,7 +129,7 @@ cdef inline void deposit(Sums* sums, Pair t) noexcept nogil:
 
 
 cdef inline Pair last_tree(const Group* g, Py_ssize_t rows, Py_ssize_t left,
-                           bint gradient) noexcept nogil:
+                           int gradient) noexcept nogil:
     # Up to ROWS rows: a tree for each bit of their number, no deeper than a whole one.
     # If there is a part of a row, it is in the last of them.
     cdef Pair t
@@ -149,7 +175,7 @@ cdef struct Pace:
     ptrdiff_t ahead         # groups to prefetch ahead; 0: none
 
 
-cdef inline Pace pace_of(const Job* job, Py_ssize_t step, bint gradient) noexcept nogil:
+cdef inline Pace pace_of(const Job* job, Py_ssize_t step, int gradient) noexcept nogil:
     # For rows so far apart. Far ones share a few sets of the cache, and what a
     # register leaves of a line is to be read before it is evicted; aligned registers
     # leave nothing. docs/performance.md has the figures.
@@ -169,7 +195,7 @@ cdef inline Pace pace_of(const Job* job, Py_ssize_t step, bint gradient) noexcep
 
 
 cdef inline void prefetch_group(const Group* g, ptrdiff_t groups,
-                                bint gradient) noexcept nogil:
+                                int gradient) noexcept nogil:
     cdef Py_ssize_t row
     for row in range(ROWS):
         prefetch(g.x + row * g.x_step, groups * ROWS * g.x_step)
@@ -177,8 +203,20 @@ cdef inline void prefetch_group(const Group* g, ptrdiff_t groups,
             prefetch(g.dy + row * g.dy_step, groups * ROWS * g.dy_step)
 
 
+cdef inline void load_columns(const Columns* columns, Py_ssize_t at, int gradient,
+                              Group* g) noexcept nogil:
+    # What a register of columns is read with.
+    g.pivot = load_real(columns.pivot + at)
+    if gradient:
+        g.scale = load_real(columns.scale + at)
+    if gradient == ACTIVATED:
+        g.gain = load_real(columns.gain + at)
+        g.shift = load_real(columns.shift + at)
+        g.activation = &columns.activation
+
+
 cdef inline void sum_groups(Group* g, Py_ssize_t groups, ptrdiff_t ahead, bint small,
-                            bint gradient, Sums* sums) noexcept nogil:
+                            int gradient, Sums* sums) noexcept nogil:
     # Whole groups, one below the other; g is then past them.
     cdef Py_ssize_t i, rows = SMALL_GROUP if small else ROWS
     for i in range(groups):
@@ -191,21 +229,19 @@ cdef inline void sum_groups(Group* g, Py_ssize_t groups, ptrdiff_t ahead, bint s
         g.x += rows * g.x_step
         g.dy += rows * g.dy_step
         if g.weighted:
-            g.weight += rows * RUN_COLUMNS
+            g.features = later_features(g.features, rows * RUN_COLUMNS)
 
 
 cdef inline void sum_register(const Matrix* x, const Matrix* dy, const Columns* columns,
                               Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups, Py_ssize_t j,
-                              ptrdiff_t ahead, bint small, bint gradient,
+                              ptrdiff_t ahead, bint small, int gradient,
                               Sums* sums) noexcept nogil:
     # Whole groups of one register of columns, from column j on.
     cdef Group g
     g.weighted = False
     g.x, g.x_step = row_at(x, row) + j, x.step
     g.dy, g.dy_step = row_at(dy, row) + j, dy.step
-    g.pivot = load_real(columns.pivot + first + j)
-    if gradient:
-        g.scale = load_real(columns.scale + first + j)
+    load_columns(columns, first + j, gradient, &g)
     sum_groups(&g, groups, ahead if j % LINE < WIDTH else 0, small, gradient, sums)
 
 
@@ -220,7 +256,7 @@ cdef inline Py_ssize_t to_first_line(const Matrix* m, Py_ssize_t row) noexcept n
 
 cdef inline void sum_whole_groups(const Matrix* x, const Matrix* dy, Columns* columns,
                                   Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups,
-                                  ptrdiff_t ahead, bint small, bint gradient) noexcept nogil:
+                                  ptrdiff_t ahead, bint small, int gradient) noexcept nogil:
     # Groups without a jump, of at least one register of columns: the sums stay in
     # registers. The first and the last register may overlap their neighbours; they
     # start from the same sums, and so arrive at the same ones.
@@ -245,7 +281,7 @@ cdef inline void sum_whole_groups(const Matrix* x, const Matrix* dy, Columns* co
 
 cdef inline void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* columns,
                                Py_ssize_t first, Py_ssize_t row, Py_ssize_t rows,
-                               bint gradient) noexcept nogil:
+                               int gradient) noexcept nogil:
     # A group that is not whole, or has a jump, or too few columns for a register:
     # columns that its last register has too many get terms of 0.
     cdef elem x_scratch[ROWS * WIDTH]
@@ -257,9 +293,7 @@ cdef inline void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* colum
     g.weighted = False
     for k in range(steps(x.columns, WIDTH)):
         j = k * WIDTH
-        g.pivot = load_real(columns.pivot + first + j)
-        if gradient:
-            g.scale = load_real(columns.scale + first + j)
+        load_columns(columns, first + j, gradient, &g)
         if apart or x.columns - j < WIDTH:
             gather(x, row, rows, j, splat(0) if gradient else g.pivot, x_scratch)
             g.x = x_scratch
@@ -280,7 +314,7 @@ cdef inline void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* colum
 
 
 cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
-                            Py_ssize_t first, const Pace* pace, bint gradient) noexcept nogil:
+                            Py_ssize_t first, const Pace* pace, int gradient) noexcept nogil:
     # Adds a matrix to the sums of the columns from `first` on.
     cdef Py_ssize_t group = pace.group, chunk = pace.together * pace.group
     cdef Py_ssize_t k, row, rows, groups, i
@@ -300,9 +334,9 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
                           minimum(group, rows - i * group), gradient)
 
 
-cdef inline void sum_stretch(const elem* x, const elem* dy, const real* weight, Py_ssize_t n,
+cdef inline void sum_stretch(const elem* x, const elem* dy, Features features, Py_ssize_t n,
                              Columns* columns, Py_ssize_t first, ptrdiff_t ahead, bint small,
-                             bint gradient, bint weighted) noexcept nogil:
+                             int gradient, bint weighted) noexcept nogil:
     # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part.
     cdef Py_ssize_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
     cdef Py_ssize_t k, j, groups = n // size, left = n % size
@@ -316,10 +350,8 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, const real* weight, 
         g.dy = dy + j
         g.weighted = weighted
         if weighted:
-            g.weight = weight + j
-        g.pivot = load_real(columns.pivot + first)
-        if gradient:
-            g.scale = load_real(columns.scale + first)
+            g.features = later_features(features, j)
+        load_columns(columns, first, gradient, &g)
         load_sums(columns, first + j, &sums)
         sum_groups(&g, groups, ahead if j % LINE == 0 else 0, small, gradient, &sums)
         if left:
@@ -327,21 +359,21 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, const real* weight, 
         store_sums(&sums, first + j, columns)
 
 
-cdef inline void sum_run(const elem* x, const elem* dy, const real* weight, Py_ssize_t length,
+cdef inline void sum_run(const elem* x, const elem* dy, Features features, Py_ssize_t length,
                          Columns* columns, Py_ssize_t first, const Pace* pace,
-                         bint gradient) noexcept nogil:
+                         int gradient) noexcept nogil:
     cdef Py_ssize_t i, n, at
     for i in range(steps(length, IN_L1)):
         at = i * IN_L1
         n = minimum(IN_L1, length - at)
-        if weight != NULL:
-            sum_stretch(x + at, dy + at, weight + at, n, columns, first, pace.ahead, False,
-                        gradient, gradient)
+        if features.weight != NULL:
+            sum_stretch(x + at, dy + at, later_features(features, at), n, columns, first,
+                        pace.ahead, False, gradient, gradient != MOMENTS)
         elif pace.group == ROWS:
-            sum_stretch(x + at, dy + at, NULL, n, columns, first, pace.ahead, False, gradient,
+            sum_stretch(x + at, dy + at, features, n, columns, first, pace.ahead, False, gradient,
                         False)
         else:
-            sum_stretch(x + at, dy + at, NULL, n, columns, first, 0, True, gradient, False)
+            sum_stretch(x + at, dy + at, features, n, columns, first, 0, True, gradient, False)
 
 
 # The same sums in float64, for blocks where `real` will not do.
@@ -349,25 +381,44 @@ cdef inline void sum_run(const elem* x, const elem* dy, const real* weight, Py_s
 cdef struct WideColumns:
     double scale[COLUMNS]
     double pivot[COLUMNS]
+    const Columns* own      # of the same columns, if an activation is to be passed
 
 
-cdef inline void wide_term(elem x, elem dy, double weight, const WideColumns* wide,
-                           Py_ssize_t column, bint gradient, double* s, double* q) noexcept nogil:
-    if gradient:
-        s[0] = as_double(dy) * weight
-        q[0] = s[0] * (as_double(x) * wide.scale[column] - wide.pivot[column])
+cdef lanes pass_one(elem x, elem dy, Features features, const Columns* own, Py_ssize_t column,
+                    lanes* number) noexcept nogil:
+    # What `term` does about an activation, for one element. Returns dy.
+    cdef lanes z = load_part(&x, 1, splat(0))
+    number[0] = z
+    if own.activation.inverted:
+        number[0] = unbent(&own.activation, z)
     else:
-        s[0] = as_double(x) - wide.pivot[column]
+        z = ((z * splat(own.scale[column]) - splat(own.pivot[column]))
+             * splat(own.gain[column]) + splat(own.shift[column]))
+        if features.weight != NULL:
+            z = z * splat(features.weight[0]) + splat(features.bias[0])
+    return passed(&own.activation, z, load_part(&dy, 1, splat(0)))
+
+
+cdef inline void wide_term(elem x, elem dy, Features features, const WideColumns* wide,
+                           Py_ssize_t column, int gradient, double* s, double* q) noexcept nogil:
+    cdef double number = as_double(x)
+    cdef lanes unbent_x
+    if gradient == MOMENTS:
+        s[0] = number - wide.pivot[column]
         q[0] = s[0] * s[0]
+        return
+    s[0] = as_double(dy)
+    if gradient == ACTIVATED:
+        s[0] = first_lane(pass_one(x, dy, features, wide.own, column, &unbent_x))
+        number = first_lane(unbent_x)
+    if features.weight != NULL:
+        s[0] *= features.weight[0]
+    q[0] = s[0] * (number * wide.scale[column] - wide.pivot[column])
 
 
-cdef inline double weight_at(const real* weight, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
-    return 1.0 if weight == NULL else <double>weight[row * RUN_COLUMNS + column]
-
-
-cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, const real* weight,
+cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, Features features,
                              const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                             bint gradient) noexcept nogil:
+                             int gradient) noexcept nogil:
     # Four rows at a time: a column by itself would be one long chain of sums.
     cdef Py_ssize_t row, j, k
     cdef const elem* xs[4]
@@ -379,39 +430,39 @@ cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, const real* weig
             xs[k], dys[k] = row_at(x, row + k), row_at(dy, row + k)
         for j in range(x.columns):
             for k in range(4):
-                wide_term(xs[k][j], dys[k][j], weight_at(weight, row + k, j), wide, first + j,
+                wide_term(xs[k][j], dys[k][j],
+                          later_features(features, (row + k) * RUN_COLUMNS + j), wide, first + j,
                           gradient, &s[k], &q[k])
             columns.s[first + j] += (s[0] + s[1]) + (s[2] + s[3])
             columns.q[first + j] += (q[0] + q[1]) + (q[2] + q[3])
     for row in range(x.rows & ~3, x.rows):
         xs[0], dys[0] = row_at(x, row), row_at(dy, row)
         for j in range(x.columns):
-            wide_term(xs[0][j], dys[0][j], weight_at(weight, row, j), wide, first + j, gradient,
-                      &s[0], &q[0])
+            wide_term(xs[0][j], dys[0][j], later_features(features, row * RUN_COLUMNS + j), wide,
+                      first + j, gradient, &s[0], &q[0])
             columns.s[first + j] += s[0]
             columns.q[first + j] += q[0]
 
 
-cdef inline void sum_matrices(const Matrix* x, const Matrix* dy, const real* weight,
+cdef inline void sum_matrices(const Matrix* x, const Matrix* dy, Features features,
                               const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                              const Pace* pace, bint gradient) noexcept nogil:
+                              const Pace* pace, int gradient) noexcept nogil:
     if wide != NULL:
-        wide_matrix(x, dy, weight, wide, columns, first, gradient)
+        wide_matrix(x, dy, features, wide, columns, first, gradient)
     else:
         sum_matrix(x, dy, columns, first, pace, gradient)
 
 
-cdef inline void sum_with_remainder(Matrix x, Matrix dy, Py_ssize_t length, const real* weight,
+cdef inline void sum_with_remainder(Matrix x, Matrix dy, Py_ssize_t length, Features features,
                                     const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                                    const Pace* pace, bint gradient) noexcept nogil:
+                                    const Pace* pace, int gradient) noexcept nogil:
     # `length` neighbouring elements as a matrix, and what remains as one more row.
-    sum_matrices(&x, &dy, weight, wide, columns, first, pace, gradient)
-    if weight != NULL:
-        weight += x.rows * RUN_COLUMNS
+    sum_matrices(&x, &dy, features, wide, columns, first, pace, gradient)
+    features = later_features(features, x.rows * RUN_COLUMNS)
     x = remainder_matrix(x, length)
     dy = remainder_matrix(dy, length)
     if x.rows:
-        sum_matrices(&x, &dy, weight, wide, columns, first, pace, gradient)
+        sum_matrices(&x, &dy, features, wide, columns, first, pace, gradient)
 
 
 cdef inline void gather_pixels(const Job* job, const Operand* operand, Py_ssize_t run,
@@ -425,7 +476,7 @@ cdef inline void gather_pixels(const Job* job, const Operand* operand, Py_ssize_
 
 
 cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns,
-                            bint gradient) noexcept nogil:
+                            int gradient) noexcept nogil:
     # A block of few channels. Pixels that are apart in memory are gathered, so many
     # at a time as make a whole number of groups.
     cdef const Operand* other = &job.dy if gradient else &job.x
@@ -438,7 +489,7 @@ cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns
         sum_with_remainder(
             pixel_matrix(job, element(job, &job.x, 0, block.run, 0), block.runs),
             pixel_matrix(job, element(job, other, 0, block.run, 0), block.runs),
-            block.runs * job.view.channels, NULL, NULL, columns, 0, &pace, gradient)
+            block.runs * job.view.channels, no_features(), NULL, columns, 0, &pace, gradient)
         return
     pace.ahead = 0
     for i in range(steps(block.runs, ROWS * PIXELS)):
@@ -450,21 +501,21 @@ cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns
             dy = dy_scratch
         sum_with_remainder(
             pixel_matrix(job, x_scratch, runs), pixel_matrix(job, dy, runs),
-            runs * job.view.channels, NULL, NULL, columns, 0, &pace, gradient)
+            runs * job.view.channels, no_features(), NULL, columns, 0, &pace, gradient)
 
 
 cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channel,
                            Py_ssize_t channels, const WideColumns* wide, Columns* columns,
-                           bint gradient) noexcept nogil:
+                           int gradient) noexcept nogil:
     # The sums of a block; with `wide` in float64, and each pixel a row.
     cdef Matrix x, dy
     cdef const Operand* other = &job.dy if gradient else &job.x
     cdef Py_ssize_t i, c, run, together
     cdef Py_ssize_t width = columns_per_channel(job)
     cdef Pace pace
-    cdef const real* weight = NULL
+    cdef Features features = no_features()
     if gradient and job.view.features:
-        weight = feature_weights(job) + block.offset
+        features = features_from(job, block.offset)
     memset(columns.s, 0, channels * width * job.plan.pixels * sizeof(double))
     memset(columns.q, 0, channels * width * job.plan.pixels * sizeof(double))
     if job.plan.long_runs:
@@ -473,12 +524,12 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
             for c in range(channels):
                 if wide == NULL:
                     sum_run(element(job, &job.x, channel + c, run, block.offset),
-                            element(job, other, channel + c, run, block.offset), weight,
+                            element(job, other, channel + c, run, block.offset), features,
                             block.length, columns, c * width, &pace, gradient)
                     continue
                 x = long_matrix(job, &job.x, block, channel + c, run)
                 dy = long_matrix(job, other, block, channel + c, run)
-                sum_with_remainder(x, dy, block.length, weight, wide, columns, c * width, &pace,
+                sum_with_remainder(x, dy, block.length, features, wide, columns, c * width, &pace,
                                    gradient)
         return
     if job.plan.pixels > 1 and wide == NULL:
@@ -490,7 +541,7 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
         c = i * together
         x = short_matrix(job, &job.x, block, channel + c, together)
         dy = short_matrix(job, other, block, channel + c, together)
-        sum_matrices(&x, &dy, NULL, wide, columns, c * width, &pace, gradient)
+        sum_matrices(&x, &dy, no_features(), wide, columns, c * width, &pace, gradient)
 
 
 cdef inline double fold(const double* sums, Py_ssize_t n, Py_ssize_t step) noexcept nogil:

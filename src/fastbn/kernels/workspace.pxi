@@ -159,6 +159,8 @@ cdef void take_sample(const Leaves* leaves, const Job* whole, Py_ssize_t sample,
     move_to_sample(leaves, whole, &job.x, sample)
     move_to_sample(leaves, whole, &job.dy, sample)
     move_to_sample(leaves, whole, &job.out, sample)
+    move_to_sample(leaves, whole, &job.residual, sample)
+    move_to_sample(leaves, whole, &job.dy_of_y, sample)
     job.weight, job.bias = later(whole.weight, channel), later(whole.bias, channel)
     job.mean, job.m2 = later(whole.mean, at), later(whole.m2, at)
     job.var, job.invstd = later(whole.var, at), later(whole.invstd, at)

@@ -75,15 +75,19 @@ cdef bint groups_in_a_row(cnp.ndarray x, const Order* order) noexcept:
     return not order.has_channel or x.strides[order.axes[order.outer]] == inner
 
 
+cdef enum:
+    # The tensors of a job; the last two are written.
+    X, DY, RESIDUAL, OUT, DRESIDUAL, TENSORS
+
+
 @cython.final
 @cython.freelist(8)
 cdef class Arrangement:
-    # The operands of a job as the drivers may use them, x first; they keep
-    # their memory alive. With an output, that is the last one. Beside them the
-    # float64 vectors of the job.
+    # The tensors of a job as the drivers may use them, and as the caller has them, or
+    # None; they keep their memory alive. Beside them the float64 vectors of the job.
     cdef list arrays
-    cdef int inputs
     cdef cnp.ndarray out
+    cdef cnp.ndarray dresidual
     cdef Order order
     cdef double* numbers
     cdef Py_ssize_t used
@@ -112,7 +116,7 @@ cdef class Arrangement:
 
     cdef const double* features(self, cnp.ndarray a, int kept) except? NULL:
         # A parameter, in the order of the features in memory.
-        cdef cnp.ndarray x = self.arrays[0]
+        cdef cnp.ndarray x = self.arrays[X]
         cdef int outer = self.order.outer
         if a is None:
             return NULL
@@ -122,7 +126,7 @@ cdef class Arrangement:
     cdef const void* real_features(self, cnp.ndarray a, int kept) noexcept:
         # The parameter itself, where kernels can read it; NULL: they cannot. Of bfloat16
         # they want NaN as `as_real` gives it.
-        cdef cnp.ndarray x = self.arrays[0]
+        cdef cnp.ndarray x = self.arrays[X]
         cdef int kind = kind_of(x), outer = self.order.outer
         if (a is None or kind == BFLOAT16 or cnp.PyArray_SIZE(a) % WRAP
                 or kind_of(a) != (FLOAT64 if kind == FLOAT64 else FLOAT32)
@@ -134,15 +138,15 @@ cdef class Arrangement:
     cdef const double* kept(self, cnp.ndarray a, int kept) except? NULL:
         # Statistics, in the order of the channels in memory.
         return self.in_order(
-            flattened(a, self.arrays[0], 0, kept, self.order.axes, self.order.outer), a)
+            flattened(a, self.arrays[X], 0, kept, self.order.axes, self.order.outer), a)
 
     cdef const double* in_order(self, cnp.ndarray flat, cnp.ndarray a) except? NULL:
         return self.readable(a) if flat is a else self.widened(flat)
 
     cdef int settle(self, Job* job, Py_ssize_t channels, Py_ssize_t group) except -1:
         # Copies what does not fit, and fills in the view and the operands.
-        cdef cnp.ndarray x = self.arrays[0]
-        cdef int i, split = self.make_fit(group if self.inputs == 1 else 1)
+        cdef cnp.ndarray x = self.arrays[X]
+        cdef int i, split = self.make_fit(group if self.arrays[DY] is None else 1)
         job.stopped = signalled
         job.samples = x.shape[self.order.axes[0]] if self.order.samples else 1
         job.parts = 1
@@ -159,11 +163,16 @@ cdef class Arrangement:
                 job.view.middle *= x.shape[self.order.axes[i]]
             elif i >= self.order.outer + self.order.has_channel:
                 job.view.inner *= x.shape[self.order.axes[i]]
-        self.describe(0, job, split, &job.x)
-        if self.inputs == 2:
-            self.describe(1, job, split, &job.dy)
-        if self.out is not None:
-            self.describe(self.inputs, job, split, &job.out)
+        # Backward with a residual: the gradient of the sum is written before it is read.
+        job.fused = job.activation != IDENTITY
+        if self.arrays[RESIDUAL] is not None:
+            job.fused = self.arrays[DY] is None
+        self.describe(X, job, split, &job.x)
+        self.describe(DY, job, split, &job.dy)
+        self.describe(DY, job, split, &job.dy_of_y)
+        self.describe(DRESIDUAL, job, split, &job.dy)
+        self.describe(RESIDUAL, job, split, &job.residual)
+        self.describe(OUT, job, split, &job.out)
         return 0
 
     cdef int settle_features(self, Job* job) except -1:
@@ -175,6 +184,7 @@ cdef class Arrangement:
         job.view.outer = job.view.middle = 1
         job.x.channel, job.dy.channel, job.out.channel = (
             job.x.middle, job.dy.middle, job.out.middle)
+        job.residual.channel, job.dy_of_y.channel = job.residual.middle, job.dy_of_y.middle
         return 0
 
     cdef int make_fit(self, Py_ssize_t group) except -1:
@@ -183,21 +193,25 @@ cdef class Arrangement:
         cdef Order* order = &self.order
         cdef uint64_t found = 0
         cdef int i, split = 0
-        for i in range(len(self.arrays)):
+        for i in range(TENSORS):
+            if self.arrays[i] is None:
+                continue
             if not fits(self.arrays[i], order) or (
-                    i == 0 and group > 1 and not groups_in_a_row(self.arrays[i], order)):
+                    i == X and group > 1 and not groups_in_a_row(self.arrays[i], order)):
                 self.replace(i, True)
             found |= breaks(self.arrays[i], order)
         if not at_most_one_bit(found):
             found = 0
-            for i in range(len(self.arrays)):
-                if breaks(self.arrays[i], order):
+            for i in range(TENSORS):
+                if self.arrays[i] is not None and breaks(self.arrays[i], order):
                     self.replace(i, False)
         while found >> split > 1:
             split += 1
         return split
 
     cdef void describe(self, int i, const Job* job, int split, Operand* operand) noexcept:
+        if self.arrays[i] is None:
+            return
         cdef cnp.ndarray a = self.arrays[i]
         cdef const Order* order = &self.order
         cdef Py_ssize_t itemsize = a.itemsize
@@ -214,15 +228,15 @@ cdef class Arrangement:
         operand.sample = a.strides[order.axes[0]] // itemsize if order.samples else 0
 
     cdef object replace(self, int i, bint keep_broadcast):
-        # By a gapless copy; for the output, by memory that is copied back later.
+        # By a gapless copy; for an output, by memory that is copied back later.
         # Outer axes of stride 0 may stay so: repeated, they fit as well.
         cdef cnp.ndarray copy, a = np.asarray(self.arrays[i])
         shape = (<object>a).shape
-        if i < self.inputs and keep_broadcast:
+        if i < OUT and keep_broadcast:
             a = a[tuple([slice(None, 1) if stride == 0 and axis in self.outer_axes()
                          else slice(None) for axis, stride in enumerate((<object>a).strides)])]
         copy = empty_in_order(a, self.order.axes, self.order.n)
-        if i < self.inputs:
+        if i < OUT:
             copy_into(copy, a)
             self.arrays[i] = np.broadcast_to(copy, shape)
         else:
@@ -234,9 +248,10 @@ cdef class Arrangement:
 
     cdef cnp.ndarray result(self):
         # `out`, once the driver has written to what stood for it.
-        cdef cnp.ndarray written = self.arrays[self.inputs]
-        if written is not self.out:
-            copy_into(self.out, written)
+        if self.arrays[OUT] is not self.out:
+            copy_into(self.out, self.arrays[OUT])
+        if self.arrays[DRESIDUAL] is not self.dresidual:
+            copy_into(self.dresidual, self.arrays[DRESIDUAL])
         return self.out
 
 
@@ -253,21 +268,20 @@ cdef object copy_into(cnp.ndarray to, cnp.ndarray source):
         PyErr_CheckSignals()
 
 
-cdef Arrangement arranged(list arrays, const Order* order, bint writes, Py_ssize_t numbers):
-    # With memory for so many float64 numbers.
-    cdef cnp.ndarray x = arrays[0]
+cdef cnp.ndarray new_like(cnp.ndarray x):
     cdef int axes[MAX_DIMENSIONS]
-    cdef int n
+    return empty_in_order(x, axes, memory_order(x, 0, x.ndim, NO_AXIS, axes))
+
+
+cdef Arrangement arranged(cnp.ndarray x, cnp.ndarray dy, cnp.ndarray residual, cnp.ndarray out,
+                          bint writes, const Order* order, Py_ssize_t numbers):
+    # With memory for so many float64 numbers.
     cdef Arrangement a = Arrangement.__new__(Arrangement)
     a.order = order[0]
-    a.arrays = arrays
-    a.inputs = len(arrays) - writes
-    if writes:
-        a.out = arrays[a.inputs]
-        if a.out is None:
-            n = memory_order(x, 0, x.ndim, NO_AXIS, axes)
-            a.out = empty_in_order(x, axes, n)
-            arrays[a.inputs] = a.out
+    a.out = new_like(x) if writes and out is None else out
+    if dy is not None and residual is not None:
+        a.dresidual = new_like(x)
+    a.arrays = [x, dy, residual, a.out, a.dresidual]
     a.numbers = <double*>malloc(numbers * sizeof(double) + 1)
     if a.numbers == NULL:
         raise MemoryError("no memory for the vectors of the channels")

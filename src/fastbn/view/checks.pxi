@@ -97,7 +97,7 @@ cdef object checked_apart(cnp.ndarray written, str name, cnp.ndarray other, str 
 
 
 cdef object checked_running(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray x,
-                            cnp.ndarray weight, cnp.ndarray bias):
+                            cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray residual):
     # Running statistics that are about to be updated.
     for running, name in (running_mean, "running_mean"), (running_var, "running_var"):
         if running is not None:
@@ -105,6 +105,7 @@ cdef object checked_running(cnp.ndarray running_mean, cnp.ndarray running_var, c
             checked_apart(running, name, x, "x")
             checked_apart(running, name, weight, "weight")
             checked_apart(running, name, bias, "bias")
+            checked_apart(running, name, residual, "residual")
     checked_apart(running_mean, "running_mean", running_var, "running_var")
 
 
@@ -129,6 +130,31 @@ cdef object checked_like_x(cnp.ndarray array, str name, cnp.ndarray x):
                          f"got {(<object>array).shape}")
     if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
         raise TypeError(f"{name}: expected the dtype of x, {x.dtype.name}, got {array.dtype.name}")
+
+
+cdef cnp.ndarray checked_residual(obj, cnp.ndarray x):
+    if obj is None:
+        return None
+    cdef cnp.ndarray array = checked_array(obj, "residual")
+    checked_like_x(array, "residual", x)
+    return array
+
+
+cdef int checked_activation(activation) except -1:
+    if activation is None:
+        return IDENTITY
+    if isinstance(activation, str) and activation in ACTIVATIONS:
+        return ACTIVATIONS[activation]
+    got = repr(activation) if isinstance(activation, str) else described(activation)
+    raise (ValueError if isinstance(activation, str) else TypeError)(
+        f"activation: expected None, 'relu', 'leaky_relu' or 'silu', got {got}")
+
+
+cdef double checked_slope(value) except? -1.0:
+    cdef double slope = checked_number(value, "negative_slope")
+    if slope - slope != 0.0:
+        raise ValueError(f"negative_slope: expected a finite number, got {value!r}")
+    return slope
 
 
 cdef object checked_count(cnp.ndarray x, Py_ssize_t count, str owner):
@@ -249,6 +275,17 @@ def check_eps(eps):
 def check_momentum(momentum):
     """Return `momentum` as a float, or raise."""
     return checked_momentum(momentum)
+
+
+def check_activation(activation):
+    """Return `activation`, None or the name of one, or raise."""
+    checked_activation(activation)
+    return activation
+
+
+def check_slope(negative_slope):
+    """Return `negative_slope` as a float, or raise."""
+    return checked_slope(negative_slope)
 
 
 def check_flag(value, name):
