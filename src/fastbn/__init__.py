@@ -11,6 +11,7 @@ from fastbn._threads import get_num_threads, set_num_threads, threads
 from fastbn.functional import (
     batch_norm,
     batch_norm_backward,
+    batch_norm_backward_inplace,
     batch_norm_forward,
     batch_stats,
     fold_batch_norm,
@@ -28,19 +29,21 @@ from fastbn.functional import (
     rms_norm_forward,
     scale_shift,
 )
-from fastbn.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from fastbn.layers import BatchNorm, GroupNorm, InPlaceBatchNorm, InstanceNorm, LayerNorm, RMSNorm
 from fastbn.stats import BatchStats
 
 __all__ = [
     "BatchNorm",
     "BatchStats",
     "GroupNorm",
+    "InPlaceBatchNorm",
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
+    "batch_norm_backward_inplace",
     "batch_norm_forward",
     "batch_stats",
     "fold_batch_norm",

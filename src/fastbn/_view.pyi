@@ -1,4 +1,4 @@
-from typing import Literal, SupportsIndex, overload
+from typing import Literal, SupportsIndex, final, overload
 
 from numpy.typing import NDArray
 
@@ -17,8 +17,34 @@ def check_kernel_layout(layout: str, kernel: NDArray) -> None: ...
 def check_array(array: object, name: str) -> NDArray: ...
 def check_vector(array: object, name: str, channels: int) -> Vector: ...
 def check_parameter(array: object, name: str, shape: tuple[int, ...]) -> Vector: ...
+def count_channels(x: object, layout: str | None, name: str) -> int: ...
+def check_like(array: object, name: str, x: NDArray, x_name: str) -> None: ...
 def check_channels(x: object, layout: str | None, channels: int) -> None: ...
 def overlapping(a: NDArray, b: NDArray) -> bool: ...
+
+@final
+class Prepared:
+    def __init__(
+        self,
+        x: NDArray,
+        running_mean: Kept,
+        running_var: Kept,
+        weight: Vector | None,
+        bias: Vector | None,
+        eps: float,
+        /,
+    ) -> None: ...
+    def fits(
+        self,
+        x: NDArray,
+        running_mean: Kept,
+        running_var: Kept,
+        weight: Vector | None,
+        bias: Vector | None,
+        eps: float,
+        /,
+    ) -> bool: ...
+
 def statistics(x: NDArray[Floating], layout: str | None, /) -> tuple[int, Float64, Float64]: ...
 @overload
 def forward(
@@ -36,6 +62,7 @@ def forward(
     residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     only_y: Literal[True],
+    prepared: Prepared | None = None,
     /,
 ) -> NDArray[Floating]: ...
 @overload
@@ -54,6 +81,7 @@ def forward(
     residual: NDArray[Floating] | None,
     out: NDArray[Floating] | None,
     only_y: Literal[False],
+    prepared: Prepared | None = None,
     /,
 ) -> tuple[NDArray[Floating], Float64, Float64]: ...
 def backward(

@@ -6,6 +6,7 @@
     view/memory.pxi         where elements are
     view/arrangement.pxi    arrays -> operands that the kernels can read
     view/vectors.pxi        parameters and statistics <-> float64
+    view/prepared.pxi       what inference can keep from call to call
     here                    the operations
 
 A view is (outer, middle, channels, inner), decided by the *memory order* of x: axes
@@ -20,7 +21,7 @@ cimport numpy as cnp
 from libc.math cimport NAN
 from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 import numbers
 import operator
@@ -33,7 +34,7 @@ import numpy as np
 from fastbn._threads cimport team_was, threads_for
 from fastbn.kernels cimport drivers
 from fastbn.kernels.job cimport (
-    IDENTITY, LEAKY_RELU, NO_MEMORY, RELU, SILU, STOPPED, WRAP, Job, Leaves, Operand)
+    COEFFICIENTS, IDENTITY, LEAKY_RELU, NO_MEMORY, RELU, SILU, STOPPED, WRAP, Job, Leaves, Operand)
 
 cnp.import_array()
 
@@ -118,6 +119,9 @@ cdef inline Py_ssize_t count_values(cnp.ndarray x, Py_ssize_t owners) noexcept:
 cdef inline void new_job(Job* job) noexcept:
     memset(job, 0, sizeof(Job))
     job.centred = job.training = True
+
+
+include "view/prepared.pxi"
 
 
 cdef int choose_threads(Job* job, cnp.ndarray x, Py_ssize_t channels) except -1:
@@ -209,8 +213,11 @@ def statistics(x_, layout, /):
 
 
 def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum_, eps_, layout,
-            activation, negative_slope, residual_, out_, bint only_y, /):
-    """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation."""
+            activation, negative_slope, residual_, out_, bint only_y, Prepared prepared=None, /):
+    """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
+
+    What is `prepared` fits these arrays: it stands for them.
+    """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = x.shape[axis]
@@ -245,15 +252,18 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
 
     order_by_channel(x, axis, NO_AXIS, &order)
     arrangement = arranged(x, None, residual, out, True, &order, 8 * channels)
-    job.weight, job.bias = arrangement.readable(weight), arrangement.readable(bias)
-    job.invstd = arrangement.vector(channels)
+    if prepared is not None:
+        job.prepared = prepared.coefficients
+    else:
+        job.weight, job.bias = arrangement.readable(weight), arrangement.readable(bias)
+        job.invstd = arrangement.vector(channels)
     if training:
         job.mean, job.var, job.m2 = (
             arrangement.vector(channels), arrangement.vector(channels),
             arrangement.vector(channels))
         job.running_mean = arrangement.widened(running_mean)
         job.running_var = arrangement.widened(running_var)
-    else:
+    elif prepared is None:
         job.mean, job.var = arrangement.widened(running_mean), arrangement.widened(running_var)
     if count == 0 and training:
         fill(job.mean, channels, 0.0)

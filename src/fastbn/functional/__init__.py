@@ -19,6 +19,7 @@ from fastbn.functional.group import (
     instance_norm_backward,
     instance_norm_forward,
 )
+from fastbn.functional.inplace import batch_norm_backward_inplace
 from fastbn.functional.layer import (
     layer_norm,
     layer_norm_backward,
@@ -31,6 +32,7 @@ from fastbn.functional.layer import (
 __all__ = [
     "batch_norm",
     "batch_norm_backward",
+    "batch_norm_backward_inplace",
     "batch_norm_forward",
     "batch_stats",
     "fold_batch_norm",

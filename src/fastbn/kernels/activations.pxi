@@ -55,32 +55,23 @@ cdef inline lanes exponential(lanes x) noexcept nogil:
     return times_power_of_two(series, n)
 
 
-cdef struct Sigmoid:
-    lanes z         # clamped: further out the limits are reached
-    lanes near      # 1 / (1 + exp(-|z|))
-    lanes far       # the rest of 1
+cdef inline lanes exp_of_minus_size(lanes z) noexcept nogil:
+    # Of |z|, and 0 from FAR on: without a quotient of infinities. NaN stays.
+    return exponential(larger(smaller(z, splat(0) - z), splat(-FAR)))
 
 
-cdef inline Sigmoid sigmoid(lanes z) noexcept nogil:
-    cdef Sigmoid s
-    cdef lanes size, e
-    s.z = larger(smaller(splat(FAR), z), splat(-FAR))      # NaN stays
-    size = larger(s.z, splat(0) - s.z)
-    e = exponential(splat(0) - size)
-    s.near = splat(1) / (splat(1) + e)
-    s.far = e * s.near
-    return s
+cdef inline lanes silu(lanes z) noexcept nogil:
+    cdef lanes e = exp_of_minus_size(z)
+    return if_at_most(z, splat(0), larger(z, splat(-FAR)) * e, z) / (splat(1) + e)
 
 
-cdef lanes silu(lanes z) noexcept nogil:
-    cdef Sigmoid s = sigmoid(z)
-    return if_at_most(z, splat(0), s.z * s.far, z * s.near)
-
-
-cdef lanes silu_slope(lanes z) noexcept nogil:
-    # s + z * s * (1 - s) for the sigmoid s.
-    cdef Sigmoid s = sigmoid(z)
-    return if_at_most(z, splat(0), s.far, s.near) + s.z * (s.near * s.far)
+cdef inline lanes silu_slope(lanes z) noexcept nogil:
+    # s + z * s * (1 - s) for the sigmoid s, of which `near` is the one or the other.
+    cdef lanes e = exp_of_minus_size(z)
+    cdef lanes near = splat(1) / (splat(1) + e)
+    cdef lanes far = e * near
+    cdef lanes bounded = larger(smaller(splat(FAR), z), splat(-FAR))
+    return if_at_most(z, splat(0), far, near) + bounded * (near * far)
 
 
 cdef inline lanes activated(const Activation* a, lanes z) noexcept nogil:

@@ -3,6 +3,7 @@
 from fastbn.kernels.job cimport Job, Leaves
 
 cdef int statistics(const Leaves* leaves, Job* job) noexcept nogil
+cdef int preparation(const Leaves* leaves, Job* job) noexcept nogil
 cdef int inference(const Leaves* leaves, Job* job) noexcept nogil
 cdef int training(const Leaves* leaves, Job* job) noexcept nogil
 cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil

@@ -203,13 +203,23 @@ cdef int statistics(const Leaves* leaves, Job* job) noexcept nogil:
     return status
 
 
+cdef int preparation(const Leaves* leaves, Job* job) noexcept nogil:
+    # Into `prepared`, for jobs of any shape with these channels.
+    job.view.outer = job.view.middle = job.view.inner = 1
+    plan(&job.view, leaves.elem_size, &job.plan)
+    job.coefficients = job.prepared
+    leaves.coefficients(job, 0, job.view.channels)
+    return 0
+
+
 cdef inline Py_ssize_t tile_start(const Job* job, Py_ssize_t tile) noexcept nogil:
     return minimum(job.view.channels, tile * job.plan.tile_channels)
 
 
 cdef void infer_tile(const Sweep* sweep, Py_ssize_t tile, int worker) noexcept nogil:
     cdef const Job* job = sweep.job
-    sweep.leaves.coefficients(job, tile_start(job, tile), tile_start(job, tile + 1))
+    if job.prepared == NULL:
+        sweep.leaves.coefficients(job, tile_start(job, tile), tile_start(job, tile + 1))
     sweep.leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
 
 
@@ -218,7 +228,8 @@ cdef int inference(const Leaves* leaves, Job* job) noexcept nogil:
     if status == 0 and job.plan.blocks == 1 and job.view.inner == 1:
         status = sweep_tiles(leaves, job, infer_tile)
     elif status == 0:
-        leaves.coefficients(job, 0, job.view.channels)
+        if job.prepared == NULL:
+            leaves.coefficients(job, 0, job.view.channels)
         status = sweep_blocks(leaves, job, leaves.write_forward)
     finish(job)
     return status

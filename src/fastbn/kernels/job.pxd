@@ -106,6 +106,7 @@ ctypedef struct Job:
     size_t worker_size
     double* partial[2]
     void* coefficients
+    void* prepared              # coefficients of an earlier job; NULL: there are none
     # Of features: (2, inner + WRAP) weights and biases in `real`; float64 gradients of
     # each channel; and (shares, 2, inner + WRAP) sums over some neighbouring channels.
     void* features
@@ -138,5 +139,5 @@ ctypedef struct Leaves:
     Task gradient_sums      # sum dy and sum dy * (x - mean) of each channel and segment
     Step merge_gradients    # -> dbias, dweight, coefficients
     Task write_gradient     # out = dx; with features, their sums of gradients, too
-    Task write_sum_gradient # dy, of the sum with a residual, from dy_of_y
+    Task write_sum_gradient     # dy, of the sum with a residual, from dy_of_y
     Step add_samples        # dweight, dbias of the first sample become those of all

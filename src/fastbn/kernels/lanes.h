@@ -347,12 +347,32 @@ static inline lanes join(lanes first, lanes other, ptrdiff_t n)
     memcpy(&lane, numbers, sizeof lane);
     return select_lanes(lane < (real_bits)n, first, other);
 }
+
+/* a < b ? a : b, and a < b ? b : a; where either is NaN: b, and a. And where a <= b, the
+ * one, elsewhere, and where either is NaN, the other. */
+#if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
+static inline lanes smaller(lanes a, lanes b) { return (lanes)_mm512_min_pd((__m512d)a, (__m512d)b); }
+static inline lanes larger(lanes a, lanes b) { return (lanes)_mm512_max_pd((__m512d)b, (__m512d)a); }
+static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+{
+    return (lanes)_mm512_mask_blend_pd(_mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ),
+                                       (__m512d)other, (__m512d)one);
+}
+#elif VECTOR_BYTES == 64
+static inline lanes smaller(lanes a, lanes b) { return (lanes)_mm512_min_ps((__m512)a, (__m512)b); }
+static inline lanes larger(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)b, (__m512)a); }
+static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+{
+    return (lanes)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ),
+                                       (__m512)other, (__m512)one);
+}
+#else
 static inline lanes smaller(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), a, b); }
 static inline lanes larger(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), b, a); }
-
-/* Where a <= b, the one, elsewhere, and where either is NaN, the other. */
 static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
 { return select_lanes((lane_bits)(a <= b), one, other); }
+#endif
+
 static inline lanes all_bits(void) { return (lanes)~(lane_bits){0}; }
 static inline lanes no_bits(void) { return (lanes){0}; }
 static inline lanes masked(lanes v, lanes bits) { return (lanes)((lane_bits)v & (lane_bits)bits); }

@@ -49,6 +49,10 @@ cdef struct Lot:
     lanes x, dy, residual
 
 
+cdef inline bint plain(int how) noexcept nogil:
+    return not how & (FUSED | SUM_GRADIENT)
+
+
 cdef inline bint reads_dy(int how) noexcept nogil:
     return how & (GRADIENT | SUM_GRADIENT)
 

@@ -50,7 +50,7 @@ cdef size_t lay_out(const Leaves* leaves, Job* job, char* memory) noexcept nogil
         job.mean = <double*>place
         job.invstd = job.mean + channels
         place += 2 * channels * sizeof(double)
-    job.coefficients = place
+    job.coefficients = place if job.prepared == NULL else job.prepared
     place += ceil_div(COEFFICIENTS * (channels + WRAP) * leaves.real_size, 8) * 8
     return place - memory
 

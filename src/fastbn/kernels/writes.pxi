@@ -54,9 +54,11 @@ cdef inline void write_run(Place p, Py_ssize_t n, Pen pen, const Palette* palett
             write_part(&p, 0, i, &pen, how)
             if palette != NULL:
                 column = i % palette.period
-    if palette != NULL and palette.period == CYCLE * WIDTH:
+    if not plain(how) or palette == NULL:
+        pass
+    elif palette.period == CYCLE * WIDTH:
         i += write_cycles(further(&p, i), n - i, palette, column, CYCLE, how)
-    elif palette != NULL and palette.period == (CYCLE - 1) * WIDTH:
+    elif palette.period == (CYCLE - 1) * WIDTH:
         i += write_cycles(further(&p, i), n - i, palette, column, CYCLE - 1, how)
     while i + WIDTH <= n:
         if palette != NULL:
@@ -140,19 +142,17 @@ cdef inline void write_short(const Job* job, const Activation* a, const Block* b
                              Py_ssize_t channel, Py_ssize_t channels, const Palette* palette,
                              int how) noexcept nogil:
     cdef Sheet s = short_sheet(job, a, block, channel, channels, how)
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, rows = s.x.rows, n = s.x.columns
     cdef bint one_run = (gapless(&s.x) and gapless(&s.dy) and gapless(&s.residual)
                          and gapless(&s.out))
-    if (not how & STREAMING and s.x.columns >= WIDTH and not crowded(operand_of_out(job, how))
+    if (plain(how) and not how & STREAMING and n >= WIDTH and not crowded(&job.out)
             and not (one_run and palette.period <= CYCLE * WIDTH)):
         write_rows(&s, a, palette, how)
-    elif one_run:
-        write_run(place_in(&s, a, 0, how), s.x.rows * s.x.columns, pen_at(palette, 0, how),
-                  palette, how)
-    else:
-        for row in range(s.x.rows):
-            write_run(place_in(&s, a, row, how), s.x.columns, pen_at(palette, 0, how), palette,
-                      how)
+        return
+    if one_run:
+        rows, n = 1, rows * n
+    for row in range(rows):
+        write_run(place_in(&s, a, row, how), n, pen_at(palette, 0, how), palette, how)
 
 
 cdef inline Py_ssize_t all_neighbours(const Job* job, const Activation* a, Py_ssize_t channels,
@@ -285,23 +285,31 @@ cdef inline void write_tiles_as(const Job* job, const Activation* a, Py_ssize_t 
 
 cdef inline void write_tiles(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
                              Py_ssize_t b1, int how) noexcept nogil:
-    cdef Activation a
-    if how & FUSED:
-        a = activation_of(job)
     if any_scaled(job, first_channel(job, t0), channels_of_tiles(job, t0, t1)):
-        write_tiles_as(job, &a, t0, t1, b0, b1, how | SCALED)
+        write_tiles_as(job, NULL, t0, t1, b0, b1, how | SCALED)
     elif job.streaming:
-        write_tiles_as(job, &a, t0, t1, b0, b1, how | STREAMING)
+        write_tiles_as(job, NULL, t0, t1, b0, b1, how | STREAMING)
         stream_end()
     else:
-        write_tiles_as(job, &a, t0, t1, b0, b1, how)
+        write_tiles_as(job, NULL, t0, t1, b0, b1, how)
+
+
+cdef inline void write_fused_tiles(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
+                                   Py_ssize_t b1, int how) noexcept nogil:
+    # Fewer kinds of loops.
+    cdef Activation a = activation_of(job)
+    if job.streaming and not how & SUM_GRADIENT:        # which is read again soon
+        write_tiles_as(job, &a, t0, t1, b0, b1, how | SCALED | STREAMING)
+        stream_end()
+    else:
+        write_tiles_as(job, &a, t0, t1, b0, b1, how | SCALED)
 
 
 cdef void write_forward(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                         Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     if job.fused:
-        write_tiles(job, t0, t1, b0, b1, FUSED)
+        write_fused_tiles(job, t0, t1, b0, b1, FUSED)
     else:
         write_tiles(job, t0, t1, b0, b1, 0)
     fp_leave(saved)
@@ -311,7 +319,7 @@ cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                          Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     if job.fused:
-        write_tiles(job, t0, t1, b0, b1, GRADIENT | FUSED)
+        write_fused_tiles(job, t0, t1, b0, b1, GRADIENT | FUSED)
     else:
         write_tiles(job, t0, t1, b0, b1, GRADIENT)
     fp_leave(saved)
@@ -319,9 +327,6 @@ cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
 
 cdef void write_sum_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                              Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
-    # It is read again soon: never past the cache.
-    cdef Activation a
     cdef fp_state saved = fp_enter()
-    a = activation_of(job)
-    write_tiles_as(job, &a, t0, t1, b0, b1, SUM_GRADIENT | SCALED)
+    write_fused_tiles(job, t0, t1, b0, b1, SUM_GRADIENT)
     fp_leave(saved)

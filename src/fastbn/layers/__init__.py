@@ -7,6 +7,7 @@ May not do arithmetic on tensors.
 
 from fastbn.layers.batch import BatchNorm
 from fastbn.layers.group import GroupNorm, InstanceNorm
+from fastbn.layers.inplace import InPlaceBatchNorm
 from fastbn.layers.layer import LayerNorm, RMSNorm
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+__all__ = ["BatchNorm", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]

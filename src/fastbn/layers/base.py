@@ -9,7 +9,7 @@ not do arithmetic on tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fastbn import _view
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-    from fastbn._types import Floating, Kept, Vector
+    from fastbn._types import Activation, Floating, Gradients, Kept
 
 
 def checked_size(value: SupportsIndex, name: str) -> int:
@@ -51,6 +51,12 @@ def _checked_batches(value: object) -> int:
     return int(array)
 
 
+def _written(out: NDArray | None, *tensors: NDArray | None) -> bool:
+    if out is None:
+        return False
+    return any(tensor is not None and _view.overlapping(tensor, out) for tensor in tensors)
+
+
 class Layer:
     """Parameters of one shape, training and evaluation, and what backward needs.
 
@@ -62,12 +68,23 @@ class Layer:
         Of the same: float32 or float64.
     weight, bias : bool
         Whether there is one; otherwise it is ``None``.
+    activation, negative_slope
+        As for the functions.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: DTypeLike, *, weight: bool, bias: bool
+        self,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        activation: Activation | None,
+        negative_slope: float,
+        *,
+        weight: bool,
+        bias: bool,
     ) -> None:
         self.dtype = _checked_dtype(dtype)
+        self.activation = _view.check_activation(activation)
+        self.negative_slope = _view.check_slope(negative_slope)
         self.training = True
         self.weight: Kept | None = np.ones(shape, self.dtype) if weight else None
         self.bias: Kept | None = np.zeros(shape, self.dtype) if bias else None
@@ -75,28 +92,31 @@ class Layer:
         self.bias_grad: Kept | None = None
         self._shape = shape
         self._parameters = [n for n in ("weight", "bias") if getattr(self, n) is not None]
-        self._saved: tuple | None = None  # (x, and its statistics): what backward needs
-        self._overwritten = False  # x of the last call is gone, so backward is too
+        # (x, residual, and the statistics): what backward needs.
+        self._saved: tuple | None = None
+        self._overwritten = False  # a tensor of the last call is gone, so backward is too
 
-    def _keep(self, x: NDArray, out: NDArray | None, *statistics: NDArray) -> None:
-        self._overwritten = out is not None and _view.overlapping(x, out)
-        self._saved = None if self._overwritten else (x, *statistics)
+    def _keep(
+        self, x: NDArray, residual: NDArray | None, out: NDArray | None, *statistics: NDArray
+    ) -> None:
+        self._overwritten = _written(out, x, residual)
+        self._saved = None if self._overwritten else (x, residual, *statistics)
 
     def _forget(self) -> None:
         self._saved, self._overwritten = None, False
 
     def _gradients(
         self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> tuple[NDArray[Floating], *tuple[Vector, ...]]:
-        # Of x, weight and bias, in this order; `saved` is what `_keep` was given.
+    ) -> Gradients[Floating]:
+        # Of x, weight and bias, in this order, then of the residual, if there was one;
+        # `saved` is what `_keep` was given.
         raise NotImplementedError
 
-    def backward(
-        self, dy: NDArray[Floating], out: NDArray[Floating] | None = None
-    ) -> NDArray[Floating]:
+    def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:
         """Return `dx` of the last call in training; set the gradients of the parameters.
 
-        `weight_grad` and `bias_grad` are set, not added to.
+        `weight_grad` and `bias_grad` are set, not added to. After a call with a
+        residual, the gradient of that is returned, too.
 
         Parameters
         ----------
@@ -108,12 +128,14 @@ class Layer:
         Returns
         -------
         dx : ndarray
+        dresidual : ndarray
+            Only with a residual: then the two are a tuple.
 
         Raises
         ------
         RuntimeError
-            Before a call in training, after `eval`, or if `x` was overwritten
-            by ``out=x``.
+            Before a call in training, after `eval`, or if `x` or the residual was
+            overwritten through `out`.
         ValueError, TypeError
             As the function of the same operation, such as `batch_norm_backward`.
 
@@ -126,17 +148,19 @@ class Layer:
         [0.176, -0.22, 0.044]
         """
         if self._overwritten:
-            raise RuntimeError("backward: the x of the last call was overwritten through out=")
+            raise RuntimeError(
+                "backward: the x or the residual of the last call was overwritten through out="
+            )
         saved = self._saved
         if saved is None:
             raise RuntimeError("backward: expected a call in training mode before it, got none")
         dx, *gradients = self._gradients(dy, saved, out)
-        if out is not None and _view.overlapping(saved[0], out):
+        if _written(out, saved[0], saved[1]):
             self._saved, self._overwritten = None, True
         # The functions return a gradient also for a parameter that the layer does not have.
         for name, gradient in zip(self._parameters, gradients, strict=False):
             setattr(self, f"{name}_grad", gradient)
-        return dx
+        return dx if saved[1] is None else (dx, gradients[-1])
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode (or, with ``mode=False``, to evaluation); return self.
@@ -251,12 +275,12 @@ class Layer:
 
     def __getstate__(self) -> dict[str, object]:
         # Copies and pickles leave the last batch behind.
-        return self.__dict__ | {"_saved": None, "_overwritten": False}
+        return self.__dict__ | {"_saved": None, "_overwritten": False, "_prepared": None}
 
     def _described(self, arguments: str, **defaults: object) -> str:
         # `arguments`, and the attributes that differ from these defaults.
         parts = [arguments]
-        for name, default in defaults.items():
+        for name, default in (defaults | {"activation": None, "negative_slope": 0.01}).items():
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)!r}")
         if self.dtype != np.float32:
@@ -273,6 +297,8 @@ class TrackingLayer(Layer):
     ----------
     num_features, eps, momentum, affine, track_running_stats, layout, dtype
         As for `BatchNorm`.
+    activation, negative_slope
+        As for `BatchNorm`.
     """
 
     def __init__(
@@ -284,6 +310,8 @@ class TrackingLayer(Layer):
         track_running_stats: bool,
         layout: str | None,
         dtype: DTypeLike,
+        activation: Activation | None,
+        negative_slope: float,
     ) -> None:
         self.num_features = checked_size(num_features, "num_features")
         self.eps = _view.check_eps(eps)
@@ -293,10 +321,17 @@ class TrackingLayer(Layer):
         self.affine = _view.check_flag(affine, "affine")
         self.track_running_stats = _view.check_flag(track_running_stats, "track_running_stats")
         shape, tracks = (self.num_features,), self.track_running_stats
-        super().__init__(shape, dtype, weight=self.affine, bias=self.affine)
+        super().__init__(
+            shape, dtype, activation, negative_slope, weight=self.affine, bias=self.affine
+        )
         self.running_mean: Kept | None = np.zeros(shape, self.dtype) if tracks else None
         self.running_var: Kept | None = np.ones(shape, self.dtype) if tracks else None
         self.num_batches_tracked: int | None = 0 if tracks else None
+
+    def _next_momentum(self) -> float:
+        if self.momentum is not None:
+            return self.momentum
+        return 1.0 / ((self.num_batches_tracked or 0) + 1)
 
     def _count(self, x: NDArray) -> None:
         # An empty batch leaves the running statistics alone, and so this number.

@@ -14,7 +14,7 @@ from fastbn.layers.base import TrackingLayer
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-    from fastbn._types import Floating, Vector
+    from fastbn._types import Activation, Floating, Gradients
 
 
 class BatchNorm(TrackingLayer):
@@ -38,6 +38,10 @@ class BatchNorm(TrackingLayer):
         statistics of the batch.
     layout : str, optional
         As for `batch_norm`.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
     dtype : dtype, default float32
         Of parameters and running statistics: float32 or float64. The input may
         be either, float16 or bfloat16; `y` has the dtype of `x`.
@@ -86,12 +90,29 @@ class BatchNorm(TrackingLayer):
         track_running_stats: bool = True,
         *,
         layout: str | None = None,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, layout, dtype)
+        self._prepared: _view.Prepared | None = None
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            layout,
+            dtype,
+            activation,
+            negative_slope,
+        )
 
     def __call__(
-        self, x: NDArray[Floating], out: NDArray[Floating] | None = None
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
     ) -> NDArray[Floating]:
         """Normalise `x`.
 
@@ -102,6 +123,8 @@ class BatchNorm(TrackingLayer):
             for `backward`, until the next call or `eval`.
         out : ndarray of the shape and dtype of `x`, optional
             Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
 
         Returns
         -------
@@ -123,17 +146,7 @@ class BatchNorm(TrackingLayer):
         _view.check_channels(x, self.layout, self.num_features)
         if not self.training:
             self._forget()
-            return batch_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.running_mean is None,
-                eps=self.eps,
-                layout=self.layout,
-                out=out,
-            )
+            return self._infer(x, residual, out)
         y, mean, invstd = batch_norm_forward(
             x,
             self.weight,
@@ -143,22 +156,76 @@ class BatchNorm(TrackingLayer):
             momentum=self._next_momentum(),
             eps=self.eps,
             layout=self.layout,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
             out=out,
         )
         self._count(x)
-        self._keep(x, out, mean, invstd)
+        self._keep(x, residual, out, mean, invstd)
         return y
 
-    def _next_momentum(self) -> float:
-        if self.momentum is not None:
-            return self.momentum
-        return 1.0 / ((self.num_batches_tracked or 0) + 1)
+    def _infer(
+        self,
+        x: NDArray[Floating],
+        residual: NDArray[Floating] | None,
+        out: NDArray[Floating] | None,
+    ) -> NDArray[Floating]:
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        fused = self.activation, self.negative_slope, residual
+        if mean is None or var is None:
+            return batch_norm(
+                x,
+                None,
+                None,
+                weight,
+                bias,
+                True,
+                eps=self.eps,
+                layout=self.layout,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                residual=residual,
+                out=out,
+            )
+        # To compare the arrays costs less than to compute with them, and it cannot be
+        # forgotten. Objects do not change, since another thread may be using this one.
+        prepared = self._prepared
+        if prepared is None or not prepared.fits(x, mean, var, weight, bias, self.eps):
+            prepared = self._prepared = _view.Prepared(x, mean, var, weight, bias, self.eps)
+        return _view.forward(
+            x,
+            weight,
+            bias,
+            mean,
+            var,
+            False,
+            0.0,
+            self.eps,
+            self.layout,
+            *fused,
+            out,
+            True,
+            prepared,
+        )
 
     def _gradients(
         self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> tuple[NDArray[Floating], Vector, Vector]:
-        x, mean, invstd = saved
-        return batch_norm_backward(dy, x, mean, invstd, self.weight, layout=self.layout, out=out)
+    ) -> Gradients[Floating]:
+        x, residual, mean, invstd = saved
+        return batch_norm_backward(
+            dy,
+            x,
+            mean,
+            invstd,
+            self.weight,
+            bias=self.bias,
+            layout=self.layout,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            out=out,
+        )
 
     def __repr__(self) -> str:
         return self._described(

@@ -21,7 +21,7 @@ from fastbn.layers.base import Layer, TrackingLayer, checked_size
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-    from fastbn._types import Floating, Vector
+    from fastbn._types import Activation, Floating, Gradients
 
 
 class GroupNorm(Layer):
@@ -41,6 +41,10 @@ class GroupNorm(Layer):
         Keep `weight` and `bias`; otherwise both are ``None``.
     layout : str, optional
         As for `group_norm`.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
     dtype : dtype, default float32
         Of parameters: float32 or float64. The input may be either, float16 or
         bfloat16; `y` has the dtype of `x`.
@@ -86,6 +90,8 @@ class GroupNorm(Layer):
         affine: bool = True,
         *,
         layout: str | None = None,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
         self.num_groups = checked_size(num_groups, "num_groups")
@@ -98,10 +104,21 @@ class GroupNorm(Layer):
         _view.check_layout(layout)
         self.layout = layout
         self.affine = _view.check_flag(affine, "affine")
-        super().__init__((self.num_channels,), dtype, weight=self.affine, bias=self.affine)
+        super().__init__(
+            (self.num_channels,),
+            dtype,
+            activation,
+            negative_slope,
+            weight=self.affine,
+            bias=self.affine,
+        )
 
     def __call__(
-        self, x: NDArray[Floating], out: NDArray[Floating] | None = None
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
     ) -> NDArray[Floating]:
         """Normalise `x`.
 
@@ -112,6 +129,8 @@ class GroupNorm(Layer):
             for `backward`, until the next call or `eval`.
         out : ndarray of the shape and dtype of `x`, optional
             Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
 
         Returns
         -------
@@ -134,20 +153,49 @@ class GroupNorm(Layer):
         if not self.training:
             self._forget()
             return group_norm(
-                x, self.num_groups, self.weight, self.bias, self.eps, layout=self.layout, out=out
+                x,
+                self.num_groups,
+                self.weight,
+                self.bias,
+                self.eps,
+                layout=self.layout,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                residual=residual,
+                out=out,
             )
         y, mean, invstd = group_norm_forward(
-            x, self.num_groups, self.weight, self.bias, self.eps, layout=self.layout, out=out
+            x,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            layout=self.layout,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            out=out,
         )
-        self._keep(x, out, mean, invstd)
+        self._keep(x, residual, out, mean, invstd)
         return y
 
     def _gradients(
         self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> tuple[NDArray[Floating], Vector, Vector]:
-        x, mean, invstd = saved
+    ) -> Gradients[Floating]:
+        x, residual, mean, invstd = saved
         return group_norm_backward(
-            dy, x, mean, invstd, self.num_groups, self.weight, layout=self.layout, out=out
+            dy,
+            x,
+            mean,
+            invstd,
+            self.num_groups,
+            self.weight,
+            bias=self.bias,
+            layout=self.layout,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            out=out,
         )
 
     def __repr__(self) -> str:
@@ -176,6 +224,10 @@ class InstanceNorm(TrackingLayer):
         otherwise evaluation, too, normalises with the statistics of the input.
     layout : str, optional
         As for `group_norm`.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
     dtype : dtype, default float32
         Of parameters and running statistics: float32 or float64. The input may
         be either, float16 or bfloat16; `y` has the dtype of `x`.
@@ -225,14 +277,30 @@ class InstanceNorm(TrackingLayer):
         track_running_stats: bool = False,
         *,
         layout: str | None = None,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, layout, dtype)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            layout,
+            dtype,
+            activation,
+            negative_slope,
+        )
         # No None: it is the average over batches in BatchNorm, and 0 in PyTorch's InstanceNorm.
         self.momentum: float = _view.check_momentum(momentum)
 
     def __call__(
-        self, x: NDArray[Floating], out: NDArray[Floating] | None = None
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
     ) -> NDArray[Floating]:
         """Normalise `x`.
 
@@ -243,6 +311,8 @@ class InstanceNorm(TrackingLayer):
             for `backward`, until the next call or `eval`.
         out : ndarray of the shape and dtype of `x`, optional
             Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
 
         Returns
         -------
@@ -274,6 +344,9 @@ class InstanceNorm(TrackingLayer):
                 self.running_mean is None,
                 eps=self.eps,
                 layout=self.layout,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                residual=residual,
                 out=out,
             )
         y, mean, invstd = instance_norm_forward(
@@ -285,17 +358,32 @@ class InstanceNorm(TrackingLayer):
             momentum=self.momentum,
             eps=self.eps,
             layout=self.layout,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
             out=out,
         )
         self._count(x)
-        self._keep(x, out, mean, invstd)
+        self._keep(x, residual, out, mean, invstd)
         return y
 
     def _gradients(
         self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> tuple[NDArray[Floating], Vector, Vector]:
-        x, mean, invstd = saved
-        return instance_norm_backward(dy, x, mean, invstd, self.weight, layout=self.layout, out=out)
+    ) -> Gradients[Floating]:
+        x, residual, mean, invstd = saved
+        return instance_norm_backward(
+            dy,
+            x,
+            mean,
+            invstd,
+            self.weight,
+            bias=self.bias,
+            layout=self.layout,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            out=out,
+        )
 
     def __repr__(self) -> str:
         return self._described(

@@ -21,7 +21,7 @@ from fastbn.layers.base import Layer
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-    from fastbn._types import Floating, Shape, Vector
+    from fastbn._types import Activation, Floating, Gradients, Shape
 
 
 class LayerNorm(Layer):
@@ -39,6 +39,10 @@ class LayerNorm(Layer):
         Keep `weight` and, with `bias`, also `bias`; otherwise both are ``None``.
     bias : bool, default True
         See `elementwise_affine`.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
     dtype : dtype, default float32
         Of parameters: float32 or float64. The input may be either, float16 or
         bfloat16; `y` has the dtype of `x`.
@@ -83,16 +87,29 @@ class LayerNorm(Layer):
         elementwise_affine: bool = True,
         bias: bool = True,
         *,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
         self.normalized_shape = _view.check_shape(normalized_shape)
         self.eps = _view.check_eps(eps)
         self.elementwise_affine = _view.check_flag(elementwise_affine, "elementwise_affine")
         bias = _view.check_flag(bias, "bias") and self.elementwise_affine
-        super().__init__(self.normalized_shape, dtype, weight=self.elementwise_affine, bias=bias)
+        super().__init__(
+            self.normalized_shape,
+            dtype,
+            activation,
+            negative_slope,
+            weight=self.elementwise_affine,
+            bias=bias,
+        )
 
     def __call__(
-        self, x: NDArray[Floating], out: NDArray[Floating] | None = None
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
     ) -> NDArray[Floating]:
         """Normalise `x`.
 
@@ -103,6 +120,8 @@ class LayerNorm(Layer):
             reference to it is kept for `backward`, until the next call or `eval`.
         out : ndarray of the shape and dtype of `x`, optional
             Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
 
         Returns
         -------
@@ -123,18 +142,48 @@ class LayerNorm(Layer):
         """
         if not self.training:
             self._forget()
-            return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps, out=out)
+            return layer_norm(
+                x,
+                self.normalized_shape,
+                self.weight,
+                self.bias,
+                self.eps,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                residual=residual,
+                out=out,
+            )
         y, mean, invstd = layer_norm_forward(
-            x, self.normalized_shape, self.weight, self.bias, self.eps, out=out
+            x,
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+            self.eps,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            out=out,
         )
-        self._keep(x, out, mean, invstd)
+        self._keep(x, residual, out, mean, invstd)
         return y
 
     def _gradients(
         self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> tuple[NDArray[Floating], Vector, Vector]:
-        x, mean, invstd = saved
-        return layer_norm_backward(dy, x, mean, invstd, self.normalized_shape, self.weight, out=out)
+    ) -> Gradients[Floating]:
+        x, residual, mean, invstd = saved
+        return layer_norm_backward(
+            dy,
+            x,
+            mean,
+            invstd,
+            self.normalized_shape,
+            self.weight,
+            bias=self.bias,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            out=out,
+        )
 
     def __repr__(self) -> str:
         arguments = f"{self.normalized_shape}, eps={self.eps:g}"
@@ -156,6 +205,10 @@ class RMSNorm(Layer):
         Added to the mean square, inside the root. Without it, as for `rms_norm`.
     elementwise_affine : bool, default True
         Keep `weight`; otherwise it is ``None``.
+    activation : {"relu", "leaky_relu", "silu"}, optional
+        What `y` goes through, in the same pass.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0.
     dtype : dtype, default float32
         Of the weight: float32 or float64. The input may be either, float16 or
         bfloat16; `y` has the dtype of `x`.
@@ -201,15 +254,28 @@ class RMSNorm(Layer):
         eps: float | None = None,
         elementwise_affine: bool = True,
         *,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
         self.normalized_shape = _view.check_shape(normalized_shape)
         self.eps = None if eps is None else _view.check_eps(eps)
         self.elementwise_affine = _view.check_flag(elementwise_affine, "elementwise_affine")
-        super().__init__(self.normalized_shape, dtype, weight=self.elementwise_affine, bias=False)
+        super().__init__(
+            self.normalized_shape,
+            dtype,
+            activation,
+            negative_slope,
+            weight=self.elementwise_affine,
+            bias=False,
+        )
 
     def __call__(
-        self, x: NDArray[Floating], out: NDArray[Floating] | None = None
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
     ) -> NDArray[Floating]:
         """Normalise `x`.
 
@@ -220,6 +286,8 @@ class RMSNorm(Layer):
             reference to it is kept for `backward`, until the next call or `eval`.
         out : ndarray of the shape and dtype of `x`, optional
             Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
 
         Returns
         -------
@@ -240,16 +308,44 @@ class RMSNorm(Layer):
         """
         if not self.training:
             self._forget()
-            return rms_norm(x, self.normalized_shape, self.weight, self.eps, out=out)
-        y, invrms = rms_norm_forward(x, self.normalized_shape, self.weight, self.eps, out=out)
-        self._keep(x, out, invrms)
+            return rms_norm(
+                x,
+                self.normalized_shape,
+                self.weight,
+                self.eps,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                residual=residual,
+                out=out,
+            )
+        y, invrms = rms_norm_forward(
+            x,
+            self.normalized_shape,
+            self.weight,
+            self.eps,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            out=out,
+        )
+        self._keep(x, residual, out, invrms)
         return y
 
     def _gradients(
         self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> tuple[NDArray[Floating], Vector]:
-        x, invrms = saved
-        return rms_norm_backward(dy, x, invrms, self.normalized_shape, self.weight, out=out)
+    ) -> Gradients[Floating]:
+        x, residual, invrms = saved
+        return rms_norm_backward(
+            dy,
+            x,
+            invrms,
+            self.normalized_shape,
+            self.weight,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            out=out,
+        )
 
     def __repr__(self) -> str:
         eps = None if self.eps is None else f"{self.eps:g}"

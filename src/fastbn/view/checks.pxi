@@ -123,13 +123,14 @@ cdef Py_ssize_t size_of_axes(cnp.ndarray x, int first, int end) noexcept:
     return size
 
 
-cdef object checked_like_x(cnp.ndarray array, str name, cnp.ndarray x):
+cdef object checked_like_x(cnp.ndarray array, str name, cnp.ndarray x, str x_name="x"):
     # By the dimensions in C: a subclass may say anything of its shape.
     if array.ndim != x.ndim or not cnp.PyArray_CompareLists(array.shape, x.shape, x.ndim):
-        raise ValueError(f"{name}: expected the shape of x, {(<object>x).shape}, "
+        raise ValueError(f"{name}: expected the shape of {x_name}, {(<object>x).shape}, "
                          f"got {(<object>array).shape}")
     if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
-        raise TypeError(f"{name}: expected the dtype of x, {x.dtype.name}, got {array.dtype.name}")
+        raise TypeError(f"{name}: expected the dtype of {x_name}, {x.dtype.name}, "
+                        f"got {array.dtype.name}")
 
 
 cdef cnp.ndarray checked_residual(obj, cnp.ndarray x):
@@ -242,19 +243,19 @@ def check_kernel_layout(layout, kernel):
                          f"shape {kernel.shape}, with exactly one 'O', got {layout!r}")
 
 
-cdef int channel_axis(layout, cnp.ndarray x) except -1:
+cdef int channel_axis(layout, cnp.ndarray x, str name="x") except -1:
     cdef int ndim = x.ndim
     if layout is not None:
         check_layout(layout)
     if layout is None or layout == "N...C":
         if ndim < 2:
             wanted = "(N, C, ...)" if layout is None else "(N, ..., C)"
-            raise ValueError(f"x: expected at least 2 dimensions, {wanted}, got {ndim}, "
+            raise ValueError(f"{name}: expected at least 2 dimensions, {wanted}, got {ndim}, "
                              f"shape {(<object>x).shape}; name its axes with layout=")
         return 1 if layout is None else ndim - 1
     if len(layout) != ndim:
-        raise ValueError(f"layout: expected {ndim} letters for x of shape {(<object>x).shape}, "
-                         f"got {layout!r}")
+        raise ValueError(f"layout: expected {ndim} letters for {name} of shape "
+                         f"{(<object>x).shape}, got {layout!r}")
     return layout.index("C")
 
 
@@ -361,6 +362,17 @@ cdef Py_ssize_t checked_groups(num_groups, Py_ssize_t channels) except -1:
         raise ValueError(f"num_groups: expected a divisor of the {channels} channels of x, "
                          f"got {groups}")
     return groups
+
+
+def count_channels(x, layout, name):
+    """Return how many channels `x` has, or raise."""
+    cdef cnp.ndarray array = checked_array(x, name)
+    return array.shape[channel_axis(layout, array, name)]
+
+
+def check_like(array, name, x, x_name):
+    """Raise unless `array` has the shape and the dtype of `x`."""
+    checked_like_x(checked_array(array, name), name, x, x_name)
 
 
 def check_channels(x, layout, channels):

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The layer of batch norm in place. May keep state. May not do arithmetic on tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from fastbn import _view
+from fastbn.functional import batch_norm, batch_norm_backward_inplace, batch_norm_forward
+from fastbn.functional.inplace import check_invertible
+from fastbn.layers.base import TrackingLayer
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    from fastbn._types import Activation, Floating, Gradients
+
+
+class InPlaceBatchNorm(TrackingLayer):
+    """Batch normalisation that overwrites its input, in training too.
+
+    A network of convolutions keeps the output of this layer as the input of the next one;
+    with `BatchNorm` it keeps the input of this one beside it. Here that is the same memory,
+    and `backward` finds the input from the output.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, layout, dtype
+        As for `BatchNorm`.
+    activation : {None, "leaky_relu"}, default "leaky_relu"
+        What `y` goes through, in the same pass: one that can be undone.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU, below 0; it is above 0 itself.
+
+    Attributes
+    ----------
+    weight, bias, running_mean, running_var, num_batches_tracked, training
+        As of `BatchNorm`. No weight may be 0 in training.
+    weight_grad, bias_grad : ndarray of shape (C,), or None
+        Set by `backward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments out of range or of a wrong type.
+
+    References
+    ----------
+    Rota Bulo, Porzi & Kontschieder 2018, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> bn = fastbn.InPlaceBatchNorm(3)
+    >>> x = np.random.default_rng(0).normal(5.0, 2.0, (8, 3, 4, 4)).astype(np.float32)
+    >>> y = bn(x)
+    >>> y is x
+    True
+    >>> dx = bn.backward(np.ones_like(y))
+    >>> bn
+    InPlaceBatchNorm(3, eps=1e-05, momentum=0.1, activation='leaky_relu')
+    """
+
+    def __init__(
+        self,
+        num_features: SupportsIndex,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        layout: str | None = None,
+        activation: Activation | None = "leaky_relu",
+        negative_slope: float = 0.01,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        check_invertible(None, activation, negative_slope)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            layout,
+            dtype,
+            activation,
+            negative_slope,
+        )
+
+    def __call__(self, x: NDArray[Floating]) -> NDArray[Floating]:
+        """Overwrite `x` with its normalisation, and return it.
+
+        Parameters
+        ----------
+        x : ndarray of float16, bfloat16, float32 or float64
+            With `num_features` channels, and writable. In training `backward` needs what
+            is in it after the call, until the next call or `eval`.
+
+        Returns
+        -------
+        y : ndarray
+            `x`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `batch_norm`; for another number of channels; in training for a weight
+            of 0. Nothing is written then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.InPlaceBatchNorm(1, activation=None)
+        >>> bn(np.array([[1.0], [3.0]])).round(3).ravel()
+        array([-1.,  1.])
+        """
+        _view.check_channels(x, self.layout, self.num_features)
+        self._forget()
+        if not self.training:
+            return batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.running_mean is None,
+                eps=self.eps,
+                layout=self.layout,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                out=x,
+            )
+        check_invertible(self.weight, self.activation, self.negative_slope)
+        _, _, invstd = batch_norm_forward(
+            x,
+            self.weight,
+            self.bias,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            momentum=self._next_momentum(),
+            eps=self.eps,
+            layout=self.layout,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            out=x,
+        )
+        self._count(x)
+        self._saved = (x, None, invstd)
+        return x
+
+    def _gradients(
+        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
+    ) -> Gradients[Floating]:
+        y, _, invstd = saved
+        return batch_norm_backward_inplace(
+            dy,
+            y,
+            invstd,
+            self.weight,
+            self.bias,
+            layout=self.layout,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            out=out,
+        )
+
+    def __repr__(self) -> str:
+        return self._described(
+            f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}",
+            affine=True,
+            track_running_stats=True,
+            layout=None,
+        )
