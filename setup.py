@@ -9,8 +9,10 @@ FASTBN_OPENMP=0 in the environment asks for a serial build.
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import tomllib
 from pathlib import Path
@@ -25,14 +27,30 @@ KERNELS = ROOT / "src" / "fastbn" / "kernels"
 SHIMS = ROOT / "build" / "shims"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
-IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
-LEVELS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (4, 3, 2)} if IS_X86_64 else {"baseline": []}
+IS_WINDOWS = sys.platform == "win32"
+IS_MACOS = sys.platform == "darwin"
+if IS_MACOS:
+    # One kind of CPU at a time, also where Python has code for two.
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+# What is built for, which is not always what is built on.
+TARGET = os.environ.get("ARCHFLAGS") if IS_MACOS else sysconfig.get_platform()
+IS_X86_64 = TARGET.endswith(("x86_64", "amd64"))
+# clang-cl hands to Clang what follows "/clang:".
+DRIVER = "/clang:" if IS_WINDOWS else ""
+LEVELS = (
+    {f"v{n}": [f"{DRIVER}-march=x86-64-v{n}"] for n in (4, 3, 2)} if IS_X86_64 else {"baseline": []}
+)
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 # CONTRIBUTING.md has the reason for each. The "no" flags undo what CFLAGS may bring.
-FLAGS = ["-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-g0"]
-OPENMP = {"darwin": ["-Xpreprocessor", "-fopenmp"]}.get(sys.platform, ["-fopenmp"])
-OPENMP_LIBRARY = {"darwin": ["-lomp"]}.get(sys.platform, ["-fopenmp"])
+FLAGS = [
+    DRIVER + flag
+    for flag in ("-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-g0")
+]
+OPENMP = {"darwin": ["-Xpreprocessor", "-fopenmp"], "win32": ["/openmp"]}.get(
+    sys.platform, ["-fopenmp"]
+)
+OPENMP_LIBRARY = {"darwin": ["-lomp"], "win32": ["libomp.lib"]}.get(sys.platform, ["-fopenmp"])
 WANT_OPENMP = os.environ.get("FASTBN_OPENMP", "1") != "0"
 
 DIRECTIVES = (
@@ -92,9 +110,27 @@ class Build(build_ext):
             self.parallel = os.cpu_count()
 
     def build_extensions(self) -> None:
-        if WANT_OPENMP:
+        if IS_WINDOWS:
+            self.use_clang_cl()
+        elif WANT_OPENMP:
             self.require_openmp()
         super().build_extensions()
+
+    def use_clang_cl(self) -> None:
+        """Compile with clang-cl, since MSVC has no vector types; MSVC's linker stays."""
+        clang = shutil.which("clang-cl")
+        if clang is None:
+            sys.exit("fastbn needs clang-cl: install LLVM, and put its bin folder on PATH.")
+        if not self.compiler.initialized:
+            self.compiler.initialize(self.plat_name)
+        self.compiler.cc = clang
+        asked = subprocess.run(
+            [clang, "/clang:-print-resource-dir"], capture_output=True, text=True, check=True
+        )
+        # __builtin_cpu_supports, and OpenMP.
+        self.compiler.add_library("clang_rt.builtins-x86_64")
+        self.compiler.add_library_dir(str(Path(asked.stdout.strip(), "lib", "windows")))
+        self.compiler.add_library_dir(str(Path(clang).parents[1] / "lib"))
 
     def require_openmp(self) -> None:
         program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
@@ -130,6 +166,8 @@ setup(
             *(leaves(level, dtype) for level in LEVELS for dtype in DTYPES),
         ],
         include_path=["src", relative(KERNELS)],
+        # Nothing here relies on the GIL: tests/test_threads.py.
+        compiler_directives={"freethreading_compatible": True},
         build_dir="build/cython",
     ),
     cmdclass={"build_ext": Build},

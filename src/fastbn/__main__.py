@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m fastbn`` prints `show_config()`."""
+"""``python -m fastbn`` prints `show_config()`; with ``--selftest``, it compares bits."""
 
-from fastbn import show_config
+import argparse
+import sys
 
+from fastbn import _selftest, show_config
+
+parser = argparse.ArgumentParser(prog="python -m fastbn", description="Print the configuration.")
+parser.add_argument(
+    "--selftest",
+    action="store_true",
+    help="compare the results on this machine with the published ones, bit by bit (seconds)",
+)
+
+if parser.parse_args().selftest:
+    sys.exit(not _selftest.main())
 for key, value in show_config().items():
     print(f"{key:14} {', '.join(value) if isinstance(value, list) else value}")

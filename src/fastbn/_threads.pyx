@@ -206,7 +206,7 @@ class threads:
 
 
 def always_parallel(on):
-    """Give every call the number of threads that is set: for tests."""
+    """Give every call the number of threads that is set: for tests and the self-test."""
     global parallel_from, resting, next_rest
     parallel_from, resting, next_rest = -sys.maxsize if on else PARALLEL_FROM, 0, 1
 

@@ -38,6 +38,7 @@ static inline void relax(void) {}
 #endif
 
 #ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
 #include <windows.h>
 static inline void give_way(void) { SwitchToThread(); }
 static inline void nap(void) { Sleep(1); }

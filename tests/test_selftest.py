@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`python -m fastbn --selftest`: what is published holds here, and a difference is told."""
+
+import numpy as np
+import pytest
+from processes import run
+
+import fastbn
+from fastbn import _digests, _dispatch, _selftest
+
+
+def test_results_are_as_published(capsys):
+    assert _selftest.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(" ok") for line in lines) == 13 * len(_selftest.dtypes())
+    assert "DIFFERS" not in "".join(lines)
+
+
+def test_every_norm_has_published_digests():
+    tested = {name.split()[0] for name in _selftest.OPERATIONS}
+    public = {name for name in fastbn.__all__ if name.endswith("_norm")} - {"fold_batch_norm"}
+    assert tested == {name.removesuffix("_norm") for name in public}
+    for dtype in _selftest.DIGITS:
+        assert list(_digests.DIGESTS[dtype]) == list(_selftest.OPERATIONS)
+
+
+def test_one_wrong_bit_is_a_difference(monkeypatch, capsys):
+    def wrong(batch):
+        y = fastbn.batch_norm(batch.x, *batch.running(), batch.weight, batch.bias,
+                              layout=batch.layout)  # fmt: skip
+        if _dispatch.show_config()["isa"] == _dispatch.runnable()[-1]:
+            y.reshape(-1).view(f"u{y.itemsize}")[-1] ^= 1
+        return [y]
+
+    monkeypatch.setitem(_selftest.OPERATIONS, "batch inference", wrong)
+    assert not _selftest.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(" DIFFERS") for line in lines) == len(_selftest.dtypes())
+    told = [line for line in lines if line.startswith("    ")]
+    assert len(told) == 2 * len(_selftest.dtypes())
+    assert all(line.split(",")[0].strip() == _dispatch.runnable()[-1] for line in told)
+    assert lines[-1].startswith("NOT as published")
+
+
+def test_the_exit_status_tells():
+    code = """
+import runpy, sys
+from fastbn import _digests
+sys.argv[1:] = ["--selftest"]
+if {spoil}:
+    _digests.DIGESTS["float32"]["rms forward"] = "0"
+runpy.run_module("fastbn", run_name="__main__", alter_sys=True)
+"""
+    assert run(code.format(spoil=False)).endswith("threads 1, 2")
+    with pytest.raises(RuntimeError):
+        run(code.format(spoil=True))
+
+
+def test_without_ml_dtypes_bfloat16_is_skipped():
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+from fastbn import _selftest
+print(_selftest.main())
+"""
+    *_, note, ok = run(code).splitlines()
+    assert ok == "True"
+    assert "without bfloat16" in note
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_inputs_are_exact_and_of_integers(dtype):
+    exact = _selftest.numbers((997,), "float64", 7)
+    x = _selftest.numbers((997,), dtype, 7)
+    # Fewer digits of the same integers: at most one unit in the last place below.
+    usual = np.arange(997) % 97 != 0
+    below = exact[usual] - x[usual].astype(np.float64)
+    assert (below >= 0).all()
+    assert (below < 2.0 ** (2 - _selftest.DIGITS[dtype])).all()
+    assert exact[usual].min() < -0.99
+    assert 2.99 < exact[usual].max() < 3
