@@ -47,10 +47,14 @@ FLAGS = [
     DRIVER + flag
     for flag in ("-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-g0")
 ]
-OPENMP = {"darwin": ["-Xpreprocessor", "-fopenmp"], "win32": ["/openmp"]}.get(
-    sys.platform, ["-fopenmp"]
-)
-OPENMP_LIBRARY = {"darwin": ["-lomp"], "win32": ["libomp.lib"]}.get(sys.platform, ["-fopenmp"])
+OPENMP, OPENMP_LIBRARY = {
+    # Apple's Clang has no library; Homebrew's is where no compiler looks.
+    "darwin": (
+        ["-Xpreprocessor", "-fopenmp", "-I/opt/homebrew/opt/libomp/include"],
+        ["-L/opt/homebrew/opt/libomp/lib", "-lomp"],
+    ),
+    "win32": (["/openmp"], ["libomp.lib"]),
+}.get(sys.platform, (["-fopenmp"], ["-fopenmp"]))
 WANT_OPENMP = os.environ.get("FASTBN_OPENMP", "1") != "0"
 
 DIRECTIVES = (

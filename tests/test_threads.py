@@ -4,7 +4,9 @@
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from cases import Case
 from processes import run
 
 import fastbn
-from fastbn import _cgroup, _threads
+from fastbn import _cgroup, _digests, _selftest, _threads
 
 BIG = (8, 32, 64, 64)
 
@@ -328,3 +330,77 @@ def test_layers_that_share_arrays_from_many_threads():
         assert set(results) == {expected}
     for layer in layers[1:]:
         assert layer.running_mean.tobytes() == evaluated.running_mean.tobytes()
+
+
+def at_once(work, callers=8):
+    """The results of one function, called by threads that all begin together."""
+    barrier = threading.Barrier(callers)
+
+    def begin(caller):
+        barrier.wait()
+        return work(caller)
+
+    with concurrent.futures.ThreadPoolExecutor(callers) as pool:
+        return list(pool.map(begin, range(callers)))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("operation", _selftest.OPERATIONS)
+def test_every_operation_from_many_threads_on_shared_arrays(operation, number, always_parallel):
+    shared = {dtype: list(_selftest.inputs(dtype)) for dtype in _selftest.dtypes()}
+    dtypes = list(shared)
+    for batch_ in itertools.chain(*shared.values()):
+        for array in (batch_.x, batch_.dy, batch_.weight, batch_.bias):
+            array.flags.writeable = False
+
+    def work(caller):
+        # Each begins with another dtype, so that different calls meet, too.
+        turn = caller % len(dtypes)
+        return {dtype: _selftest.digest(operation, shared[dtype])
+                for dtype in dtypes[turn:] + dtypes[:turn]}  # fmt: skip
+
+    expected = {dtype: _digests.DIGESTS[dtype][operation] for dtype in dtypes}
+    with fastbn.threads(number):
+        assert at_once(work) == [expected] * 8
+
+
+LAYERS = {
+    "batch": lambda: fastbn.BatchNorm(12),
+    "layer": lambda: fastbn.LayerNorm((12, 9, 10)),
+    "rms": lambda: fastbn.RMSNorm(10),
+    "group": lambda: fastbn.GroupNorm(3, 12),
+    "instance": lambda: fastbn.InstanceNorm(12, affine=True, track_running_stats=True),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_layer_from_many_threads(name, any_dtype, always_parallel):
+    x, dy = (batch((6, 12, 9, 10), any_dtype, seed) for seed in (0, 1))
+    layer = LAYERS[name]()
+    y, dx = layer(x).tobytes(), layer.backward(dy).tobytes()
+
+    def train(_):
+        # All with one x, so that whichever call was the last one, dx is the same.
+        return [(layer(x).tobytes(), layer.backward(dy).tobytes()) for _ in range(10)]
+
+    assert at_once(train) == [[(y, dx)] * 10] * 8
+    layer.eval()
+    y = layer(x).tobytes()
+    assert at_once(lambda _: [layer(x).tobytes() for _ in range(10)]) == [[y] * 10] * 8
+
+
+def test_numbers_of_threads_change_during_calls():
+    x = batch(BIG, "float32")
+    expected = fastbn.batch_norm(x, None, None, training=True).tobytes()
+
+    def work(caller):
+        fastbn.set_num_threads(1 + caller % 3)
+        return fastbn.batch_norm(x, None, None, training=True).tobytes()
+
+    assert set(at_once(work)) == {expected}
+
+
+@pytest.mark.skipif(getattr(sys, "_is_gil_enabled", lambda: True)(), reason="Python has a GIL")
+def test_the_import_does_not_bring_the_gil_back():
+    # Python warns of a module that does, and tests make an error of it; said once more.
+    assert run("import sys, fastbn; print(sys._is_gil_enabled())") == "False"
