@@ -21,7 +21,7 @@ if len(os.sched_getaffinity(0)) < 2:
 
 # What the other library does on its threads.
 WORK = {
-    "torch": "torch.ones(1 << 22).sum()",
+    "torch": "torch.ones(1 << 22).sum()\n",
     "sklearn": """
 from sklearn.cluster import KMeans
 KMeans(3, n_init=1, max_iter=3).fit(np.random.default_rng(0).random((5000, 4)))
@@ -31,7 +31,8 @@ data = np.random.default_rng(0).random((5000, 4))
 lightgbm.train({"verbosity": -1}, lightgbm.Dataset(data, data[:, 0] > 0.5), 3)
 """,
 }
-# scikit-learn's wheel renames its copy, so it has a runtime of its own whatever others do.
+# scikit-learn's wheel renames its copy, so it has a runtime of its own whatever others do,
+# and OMP_PROC_BIND leaves one processor to the runtime that is loaded second.
 SHARES = ["torch", "lightgbm"]
 
 
@@ -54,9 +55,9 @@ def digest():
 def runtimes():
     return [entry for entry in threadpool_info() if entry["user_api"] == "openmp"]
 
-def usual():
-    # Those that are not somebody's renamed copy.
-    return [entry for entry in runtimes() if os.path.basename(entry["filepath"]) == "libgomp.so.1"]
+def others():
+    # scikit-learn's renamed copy, which LightGBM imports, too.
+    return [entry for entry in runtimes() if "scikit_learn.libs" in entry["filepath"]]
 """
     )
 
@@ -70,9 +71,7 @@ def in_both_orders(peers):
 @in_both_orders(WORK)
 def test_there_is_one_libgomp(peer, order):
     code = start(peer, order) + WORK[peer]
-    code += "digest()\nprint(len(usual()), len(runtimes()))\n"
-    expected = {"sklearn": {"1 2", "1 1"}}.get(peer, {"1 1"})
-    assert run(code) in expected
+    assert run(code + "digest()\nprint(len(runtimes()) - len(others()))") == "1"
 
 
 @in_both_orders(WORK)
@@ -110,7 +109,8 @@ def test_bound_threads_are_all_there(peer, order):
     code = start(peer, order) + WORK[peer]
     code += """
 digest()
-print(fastbn.get_num_threads(), *[entry["num_threads"] for entry in runtimes()])
+(runtime,) = [entry for entry in runtimes() if entry not in others()]
+print(fastbn.get_num_threads(), runtime["num_threads"])
 """
     alone = run("import fastbn; print(fastbn.get_num_threads())", OMP_NUM_THREADS="2")
     assert run(code, OMP_PROC_BIND="TRUE", OMP_NUM_THREADS="2") == f"{alone} 2"

@@ -33,6 +33,7 @@ licence. The source is part of GCC: https://gcc.gnu.org
 
 
 def run(*command: str | Path) -> str:
+    """Run a command; return what it printed, or raise."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -63,6 +64,7 @@ def add_runtime(root: Path) -> None:
 
 
 def main(wheel: str, destination: str) -> None:
+    """Write the repaired wheel into a folder."""
     with tempfile.TemporaryDirectory() as folder:
         run(sys.executable, "-m", "wheel", "unpack", "--dest", folder, wheel)
         (root,) = Path(folder).iterdir()
