@@ -105,6 +105,31 @@ def _batch_backward(a: Inputs) -> list[Array]:
     return results
 
 
+def _fused_options(a: Inputs) -> Iterator[dict[str, Any]]:
+    for activation in ("relu", "leaky_relu", "silu"):
+        yield {"activation": activation}
+        yield {"activation": activation, "negative_slope": 0.25, "residual": a.dy}
+
+
+def _batch_fused(a: Inputs) -> list[Array]:
+    results: list[Array] = []
+    for options in _fused_options(a):
+        options |= {"layout": a.layout}
+        found = fastbn.batch_norm_forward(a.x, a.weight, a.bias, **options)
+        results += found
+        results += fastbn.batch_norm_backward(
+            a.dy, a.x, *found[1:], a.weight, bias=a.bias, **options
+        )
+    return results
+
+
+def _batch_in_place(a: Inputs) -> list[Array]:
+    options: dict[str, Any] = {"activation": "leaky_relu", "layout": a.layout}
+    weight = np.where(a.weight == 0, np.float32(1), a.weight)
+    y, _, invstd = fastbn.batch_norm_forward(a.x, weight, a.bias, **options)
+    return list(fastbn.batch_norm_backward_inplace(a.dy, y, invstd, weight, a.bias, **options))
+
+
 def _fold(a: Inputs) -> list[Array]:
     # A linear layer, whose outputs are the channels.
     kernel = np.moveaxis(a.x, a.layout.index("C"), 0).reshape(len(a.weight), -1)
@@ -129,6 +154,18 @@ def _layer_backward(a: Inputs) -> list[Array]:
     _, mean, invstd = fastbn.layer_norm_forward(a.x, _features(a))
     weight, _ = _layer_parameters(a)
     return list(fastbn.layer_norm_backward(a.dy, a.x, mean, invstd, _features(a), weight))
+
+
+def _layer_fused(a: Inputs) -> list[Array]:
+    results: list[Array] = []
+    weight, bias = _layer_parameters(a)
+    for options in _fused_options(a):
+        found = fastbn.layer_norm_forward(a.x, _features(a), weight, bias, **options)
+        results += found
+        results += fastbn.layer_norm_backward(
+            a.dy, a.x, *found[1:], _features(a), weight, bias=bias, **options
+        )
+    return results
 
 
 def _rms_forward(a: Inputs) -> list[Array]:
@@ -172,9 +209,12 @@ OPERATIONS: dict[str, Callable[[Inputs], list[Array]]] = {
     "batch training": _batch_forward,
     "batch inference": _batch_inference,
     "batch backward": _batch_backward,
+    "batch fused": _batch_fused,
+    "batch in place": _batch_in_place,
     "batch folded": _fold,
     "layer forward": _layer_forward,
     "layer backward": _layer_backward,
+    "layer fused": _layer_fused,
     "rms forward": _rms_forward,
     "rms backward": _rms_backward,
     "group forward": _group_forward,
