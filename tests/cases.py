@@ -73,14 +73,15 @@ class Case:
 
     def only_y(self, x, weight=None, bias=None, **options):
         positional, options = self._arguments(weight, bias, options)
+        if self.op in ("batch", "instance"):
+            running = [options.pop(name, None) for name in ("running_mean", "running_var")]
+            positional = running + positional
         if self.op == "batch":
-            positional, options = [None, None, *positional], options | {"training": True}
-        if self.op == "instance":
-            positional = [None, None, *positional]
+            options = {"training": True} | options
         return getattr(fastbn, f"{self.op}_norm")(x, *positional, **options)
 
     def backward(self, dy, x, saved, weight=None, **options):
-        """Return [dx, dweight, dbias]; rms norm has no dbias."""
+        """Return [dx, dweight, dbias], with a residual dresidual; rms norm has no dbias."""
         positional = [self.what, weight] if self.what is not None else [weight]
         if self.layout is not None:
             options["layout"] = self.layout
@@ -149,16 +150,27 @@ SIBLINGS = [
 
 
 class Expected:
-    """What the oracle says of one call, forward and backward, and how far off a result may be."""
+    """What the oracle says of one call, forward and backward, and how far off a result may be.
 
-    def __init__(self, case, x, dy, weight=None, bias=None, eps=1e-5):
+    `frozen` are the running statistics of a batch norm in inference; `fused` is what
+    follows: `activation`, `negative_slope` and `residual`.
+    """
+
+    def __init__(self, case, x, dy, weight=None, bias=None, eps=1e-5, frozen=None, **fused):
         self.case, self.x, self.dy, self.eps = case, x, dy, eps
         self.weight, self.bias = weight, bias if case.has_mean else None
+        self.frozen, self.fused = frozen, fused
         op, where = case.op, {"what": case.what, "layout": case.layout}
-        self.mean, var = oracle.moments(op, x, **where)
+        self.mean, var = frozen or oracle.moments(op, x, **where)
+        var = var.astype(np.float64)
         self.invstd = np.asarray(1 / np.sqrt(var + eps))
-        self.y = oracle.forward(op, x, self.mean, var, weight, self.bias, eps, **where)
-        self.gradients = oracle.gradients(op, dy, x, self.mean, self.invstd, weight, **where)
+        self.z = oracle.forward(op, x, self.mean, var, weight, self.bias, eps, **where)
+        if self.adds:
+            self.z = self.z + fused["residual"].astype(np.float64)
+        activation = fused.get("activation"), fused.get("negative_slope", 0.01)
+        self.y = oracle.activated(self.z, *activation)
+        dz = dy.astype(np.float64) * oracle.slope(self.z, *activation)
+        self.gradients = self.gradients_of(dz)
 
         tolerance, self.room = TOLERANCE[x.dtype.name], ROOM[x.dtype.name]
         largest = 1.0 if weight is None else float(np.abs(weight.astype(np.float64)).max())
@@ -173,13 +185,38 @@ class Expected:
         size = tolerance * np.abs(oracle.see(op, dy, **where)[0])
         rooms = (size * (1 + np.abs(seen - mean) * invstd)).sum(others), size.sum(others)
         self.rooms = room_dx, *(room.reshape(case.parameter_shape) for room in rooms)
+        if activation[0] == "silu":
+            # The slope of one place in y; in dz it is another term that errs.
+            self.room_y *= 1.1
+            self.rooms = tuple(2 * room for room in self.rooms)
+        if self.adds:
+            self.rooms += ((tolerance + self.room_y) * np.abs(dy.astype(np.float64)),)
+
+    @property
+    def adds(self):
+        return self.fused.get("residual") is not None
+
+    def gradients_of(self, dz):
+        """Of the parameters, too, and with a residual `dz` itself."""
+        where = {"what": self.case.what, "layout": self.case.layout}
+        found = oracle.gradients(
+            self.case.op, dz, self.x, self.mean, self.invstd, self.weight, self.frozen is None,
+            **where,
+        )  # fmt: skip
+        return (*found, dz) if self.adds else found
 
     def check(self):
         case, x = self.case, self.x
-        y, saved = case.forward(x, self.weight, self.bias, eps=self.eps)
+        options, backward = {"eps": self.eps} | self.fused, dict(self.fused)
+        if self.frozen:
+            options |= zip(("running_mean", "running_var"), self.frozen, strict=True)
+            options["training"] = backward["training"] = False
+        if self.fused and case.has_mean:
+            backward["bias"] = self.bias
+        y, saved = case.forward(x, self.weight, self.bias, **options)
         assert y.dtype == x.dtype.name
         assert_near(y, self.y, self.room_y)
-        assert case.only_y(x, self.weight, self.bias, eps=self.eps).tobytes() == y.tobytes()
+        assert case.only_y(x, self.weight, self.bias, **options).tobytes() == y.tobytes()
         for statistic in saved:
             assert statistic.dtype == np.float64
             assert statistic.shape == case.statistics_shape
@@ -188,13 +225,20 @@ class Expected:
             np.testing.assert_allclose(saved[0], self.mean, rtol=0, atol=10 * self.room)
 
         exact = [self.mean, self.invstd] if case.has_mean else [self.invstd]
-        gradients = case.backward(self.dy, x, exact, self.weight)
-        assert len(gradients) == (3 if case.has_mean else 2)
+        gradients = case.backward(self.dy, x, exact, self.weight, **backward)
+        expected, rooms = list(self.gradients), list(self.rooms)
+        if self.adds:
+            # In x's dtype, and what the others are then computed from.
+            assert gradients[-1].dtype == x.dtype.name
+            assert_near(gradients[-1], expected.pop(), rooms.pop())
+            if x.dtype.itemsize == 2:
+                expected = self.gradients_of(gradients[-1].astype(np.float64))[:-1]
+        assert len(gradients) == (3 if case.has_mean else 2) + self.adds
         narrow = "float64" if x.dtype == np.float64 else "float32"
         dtype = narrow if self.weight is None else self.weight.dtype.name
-        for k, gradient in enumerate(gradients):
+        for k, gradient in enumerate(gradients[: len(gradients) - self.adds]):
             assert gradient.dtype == (dtype if k else x.dtype.name)
-            assert_near(gradient, self.gradients[k], self.rooms[k])
+            assert_near(gradient, expected[k], rooms[k])
         return y, gradients[0]
 
     def check_everywhere(self, threads=(1, 3)):

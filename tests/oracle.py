@@ -100,6 +100,32 @@ def gradients(op, dy, x, mean, invstd, weight=None, training=True, what=None, la
     return unsee(invstd * dx, op, x, layout), dweight, dbias
 
 
+# What may follow a normalisation: z is what it returned, and the residual if there is one.
+
+
+def activated(z, activation=None, negative_slope=0.01):
+    """Return y, of finite z."""
+    if activation is None:
+        return z
+    if activation == "silu":
+        return z * sigmoid(z)
+    return np.where(z > 0, z, z * (0 if activation == "relu" else negative_slope))
+
+
+def slope(z, activation=None, negative_slope=0.01):
+    """Return dy / dz; at the kink that of its left side."""
+    if activation is None:
+        return np.ones_like(z)
+    if activation == "silu":
+        return sigmoid(z) * (1 + z * (1 - sigmoid(z)))
+    return np.where(z > 0, 1.0, 0 if activation == "relu" else negative_slope)
+
+
+def sigmoid(z):
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-z))
+
+
 def running(old, new, momentum):
     return (1 - momentum) * old.astype(np.float64) + momentum * new
 

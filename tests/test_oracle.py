@@ -59,6 +59,57 @@ def test_backward_is_the_derivative_of_forward(op, shape, what, layout, paramete
             assert gradient[index] == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("op", "shape", "what", "layout", "parameters"), CASES)
+def test_backward_through_an_activation_and_a_residual(
+    op, shape, what, layout, parameters, training, activation
+):
+    rng = np.random.default_rng(3)
+    x, dy, residual = rng.standard_normal((3, *shape))
+    weight, bias = rng.standard_normal((2, *np.atleast_1d(parameters)))
+    groups = oracle.moments(op, x, what, layout)[0].shape
+    fixed = rng.standard_normal(groups) * (op != "rms"), rng.random(groups) + 0.5
+
+    def before(x, weight, bias, residual):
+        mean, var = oracle.moments(op, x, what, layout) if training else fixed
+        y = oracle.forward(op, x, mean, var, weight, bias, what=what, layout=layout)
+        return y + residual
+
+    arguments = [x, weight, bias, residual]
+    z = before(*arguments)
+    assert np.abs(z).min() > 1e-4  # no kink is nearer than a step
+    mean, var = oracle.moments(op, x, what, layout) if training else fixed
+    dz = dy * oracle.slope(z, activation, 0.2)
+    gradients = oracle.gradients(
+        op, dz, x, mean, 1 / np.sqrt(var + 1e-5), weight, training, what, layout
+    )
+    for k, gradient in enumerate([*gradients, dz]):
+        for index in np.ndindex(gradient.shape):
+            step = np.zeros_like(arguments[k])
+            step[index] = 1e-6
+            up, down = list(arguments), list(arguments)
+            up[k], down[k] = arguments[k] + step, arguments[k] - step
+            rise = [(oracle.activated(before(*a), activation, 0.2) * dy).sum() for a in (up, down)]
+            expected = (rise[0] - rise[1]) / 2e-6
+            assert gradient[index] == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+def test_activations_at_their_kink_and_far_out():
+    z = np.array([0.0, -0.0, 2.0, -2.0, 1e3, -1e3, 1e300, -1e300])
+    for name, steep in (("relu", 0), ("leaky_relu", 0.25)):
+        y = [0, 0, 2, -2 * steep, 1e3, -1e3 * steep, 1e300, -1e300 * steep]
+        np.testing.assert_array_equal(oracle.activated(z, name, 0.25), y)
+        slopes = [steep, steep] + [1, steep] * 3
+        np.testing.assert_array_equal(oracle.slope(z, name, 0.25), slopes)
+    half = 1 / (1 + np.e**2)
+    y = [0, 0, 2 - 2 * half, -2 * half, 1e3, 0, 1e300, 0]
+    np.testing.assert_allclose(oracle.activated(z, "silu"), y, rtol=1e-15)
+    outside = [1, 0, 1, 0]
+    inside = [(1 - half) * (1 + 2 * half), half * (1 - 2 * (1 - half))]
+    np.testing.assert_allclose(oracle.slope(z, "silu"), [0.5, 0.5, *inside, *outside], rtol=1e-15)
+
+
 def plain(values, weight, bias, eps, rms):
     # One group, given as three lists of numbers.
     centre = 0 if rms else sum(values) / len(values)

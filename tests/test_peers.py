@@ -397,3 +397,111 @@ def test_folding(transposed):
     )  # fmt: skip
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b.numpy(), atol=1e-13)
+
+
+# ---- followed by an activation, preceded by an addition ---------------------------------
+
+FUSED = [
+    Case("batch", (4, 10)),
+    Case("batch", (4, 6, 9, 5)),
+    Case("batch", (8, 16, 7, 7)),
+    Case("batch", (2, 5, 33, 32)),
+    Case("layer", (20, 5, 10), 10),
+    Case("layer", (3, 2, 7, 5), (7, 5)),
+    Case("layer", (64, 768), 768),
+    Case("rms", (3, 2, 7, 5), (7, 5)),
+    Case("rms", (64, 768), 768),
+    Case("group", (4, 6, 5, 5), 1),
+    Case("group", (2, 32, 14, 14), 8),
+    Case("instance", (2, 32, 14, 14)),
+    Case("instance", (4, 3, 15)),
+]
+
+
+def fused_by_torch(case, x, weight, bias, residual, activation):
+    functional = torch.nn.functional
+    if case.op == "batch":
+        z = functional.batch_norm(x, None, None, weight, bias, training=True)
+    else:
+        z = theirs(case, x, weight, bias)
+    if residual is not None:
+        z = z + residual
+    if activation == "leaky_relu":
+        return functional.leaky_relu(z, 0.2)
+    return getattr(functional, activation)(z)
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_fused_calls_agree_with_autograd(level, dtype, case, activation, adds):
+    weight, bias = case.parameters(dtype)
+    arrays = {"x": case.batch(dtype), "weight": weight, "bias": bias if case.has_mean else None,
+              "residual": case.batch(dtype, 6) if adds else None}  # fmt: skip
+    dy = case.gradient(dtype)
+    options = {"activation": activation, "negative_slope": 0.2, "residual": arrays["residual"]}
+    y, saved = case.forward(arrays["x"], weight, bias, eps=1e-5, **options)
+    if case.has_mean:
+        options["bias"] = bias
+    mine = case.backward(dy, arrays["x"], saved, weight, **options)
+    # What both compute in float64, and what they compute in the dtype.
+    for kind in ("float64", dtype):
+        tensors = [
+            None if a is None else torch.tensor(a.astype(kind), requires_grad=True)
+            for a in arrays.values()
+        ]
+        other = fused_by_torch(case, *tensors, activation)
+        other.backward(torch.tensor(dy.astype(kind)))
+        room = FLOAT32[dtype] if kind == "float64" else 4 * FLOAT32[dtype]
+        np.testing.assert_allclose(y, other.detach().numpy(), rtol=0, atol=4 * room)
+        size = [1 + 4 * float(saved[-1].max())] + 2 * [4 * float(np.abs(dy).sum())] + [10]
+        exact = [tensor.grad.numpy() for tensor in tensors if tensor is not None]
+        size = [s for s, tensor in zip(size, tensors, strict=True) if tensor is not None]
+        assert len(mine) == len(exact)
+        for gradient, theirs_, share in zip(mine, exact, size, strict=True):
+            np.testing.assert_allclose(gradient, theirs_, rtol=0, atol=room * share)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+def test_fused_inference_and_frozen_gradients_agree(level, dtype, activation):
+    case = Case("batch", (4, 6, 9, 5))
+    x, dy, residual = case.batch(dtype), case.gradient(dtype), case.batch(dtype, 6)
+    weight, bias = case.parameters(dtype)
+    mean, var = case.parameters(dtype, 4)
+    var += 2
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, weight, bias, residual)]
+    z = torch.nn.functional.batch_norm(
+        tensors[0], torch.tensor(mean), torch.tensor(var), *tensors[1:3]
+    )
+    function = getattr(torch.nn.functional, activation)
+    other = function(z + tensors[3])
+    other.backward(torch.tensor(dy))
+    options = {"activation": activation, "residual": residual}  # both slopes are 0.01
+    y, *saved = fastbn.batch_norm_forward(
+        x, weight, bias, running_mean=mean, running_var=var, training=False, **options
+    )
+    np.testing.assert_allclose(y, other.detach().numpy(), atol=TOLERANCE[dtype])
+    mine = case.backward(dy, x, saved, weight, bias=bias, training=False, **options)
+    for gradient, tensor in zip(mine, tensors, strict=True):
+        scale = max(1.0, float(tensor.grad.abs().max()))
+        np.testing.assert_allclose(gradient, tensor.grad.numpy(), atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+def test_fused_values_far_out_as_theirs(level, dtype, activation):
+    # NaN, infinities, zeros of either sign, numbers whose square or exponential overflows.
+    z = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30, 90.0, -90.0, -200.0], dtype)
+    zeros, ones = np.zeros(z.size, dtype), np.ones(z.size, dtype)
+    y = fastbn.batch_norm(z[None], zeros, ones, eps=0, activation=activation)[0]
+    function = getattr(torch.nn.functional, activation)
+    expected = function(torch.tensor(z)).numpy()
+    if activation == "silu":
+        # -Inf / (1 + Inf) is NaN there; here the limit, 0.
+        expected[2] = 0
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=0)
+    tensor = torch.tensor(z[3:], requires_grad=True)
+    function(tensor).sum().backward()
+    dx = fastbn.batch_norm_backward(
+        ones[None, 3:], z[None, 3:], zeros[3:], ones[3:], training=False, activation=activation
+    )[0][0]
+    np.testing.assert_allclose(dx, tensor.grad.numpy(), rtol=1e-4, atol=1e-37)

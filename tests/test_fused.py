@@ -1,0 +1,720 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An activation and a residual in the same pass: against the oracle, and what is exact of them.
+
+No element lies where rounding could decide on which side of a kink it is: `fused_case`
+moves those of x away. The exponential is in test_exponential.py.
+"""
+
+import numpy as np
+import oracle
+import pytest
+from arrays import GAPLESS, MORE_ORDERS, assert_near, batch, in_order, orders_of, same_samples
+from cases import Case, Expected
+
+import fastbn
+from fastbn import _dispatch
+
+SLOPE = 0.2
+ACTIVATIONS = ["relu", "leaky_relu", "silu"]
+FUSED = [(a, adds) for a in (None, *ACTIVATIONS) for adds in (False, True) if a or adds]
+FUSED_IDS = [f"{a}{' and residual' * adds}" for a, adds in FUSED]
+fused = pytest.mark.parametrize(("activation", "adds"), FUSED, ids=FUSED_IDS)
+
+
+def options_of(case, dtype, activation, adds):
+    options = {"activation": activation, "negative_slope": SLOPE}
+    return options | ({"residual": case.batch(dtype, 6, 0.3, 1.0)} if adds else {})
+
+
+def frozen_statistics(case):
+    mean, var = case.parameters("float32", 5)
+    return mean, var + 2
+
+
+def fused_case(case, dtype, activation, adds, x=None, parameters=None, frozen=False, **options):
+    """What the oracle says, of an x that is near no kink."""
+    if parameters is None:
+        parameters = "float64" if dtype == "float64" else "float32"
+    x, dy = case.batch(dtype) if x is None else x, case.gradient(dtype)
+    step = x.astype(np.float64).std() / 8
+    options |= options_of(case, dtype, activation, adds)
+    while True:
+        expected = Expected(
+            case, x, dy, *case.parameters(parameters),
+            frozen=frozen_statistics(case) if frozen else None, **options,
+        )  # fmt: skip
+        near = np.abs(expected.z) <= expected.room_y
+        if activation in (None, "silu") or not near.any():
+            return expected
+        x[near] += np.array(step, x.dtype)
+
+
+def backward_options(case, bias, options):
+    return options | ({"bias": bias} if case.has_mean else {})
+
+
+def everything(case, x, dy, bias_too=True, out=None, dx_out=None, **options):
+    """[y, dx, dweight, ...] of forward and backward with parameters, as arrays."""
+    weight, bias = case.parameters("float32")
+    y, saved = case.forward(x, weight, bias, out=out, **options)
+    y = y.copy(order="K")
+    if bias_too:
+        options = backward_options(case, bias, options)
+    return [y, *case.backward(dy, x, saved, weight, out=dx_out, **options)]
+
+
+def same_bytes(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+# Each operation in each layout, with all that may follow.
+CASES = [
+    Case("batch", (17, 31)),
+    Case("batch", (9, 7, 7, 7)),
+    Case("batch", (5, 6, 7, 3), layout="NHWC"),
+    Case("batch", (2, 5, 6, 24), layout="NHWC"),
+    Case("layer", (9, 130), 130),
+    Case("layer", (2, 3, 5, 7), (5, 7)),
+    Case("rms", (9, 130), 130),
+    Case("rms", (2, 5, 6, 7), (5, 6, 7)),
+    Case("group", (3, 12, 7, 7), 3),
+    Case("group", (3, 7, 3, 30), 5, "NHWC"),
+    Case("group", (12, 3, 5, 6), 4, "CNHW"),
+    Case("instance", (3, 5, 7, 7)),
+    Case("instance", (3, 7, 9, 10), layout="NHWC"),
+    Case("instance", (13, 4, 24), layout="LNC"),
+]
+# Other ways through the kernels: tiles, long runs, 14x14, one channel, rows of many
+# channels, pixels of 15, one element in a group, groups of one channel.
+MORE = [
+    Case("batch", (2, 1)),
+    Case("batch", (700, 1)),
+    Case("batch", (65, 130)),
+    Case("batch", (5, 3, 14, 14)),
+    Case("batch", (3, 4, 33, 32)),
+    Case("batch", (2, 1, 60, 61)),
+    Case("batch", (2, 14, 15, 64), layout="NHWC"),
+    Case("batch", (3, 5, 1030), layout="NTC"),
+    Case("batch", (6, 11, 13, 1, 15), layout="NDHWC"),
+    Case("layer", (5, 1), 1),
+    Case("layer", (40, 30, 17), 17),
+    Case("layer", (9, 768), 768),
+    Case("layer", (3, 4, 14, 15), (4, 14, 15)),
+    Case("rms", (5, 1), 1),
+    Case("rms", (3, 1030), 1030),
+    Case("rms", (40, 30, 17), 17),
+    Case("group", (2, 64, 1, 1), 4),
+    Case("group", (2, 8, 14, 14), 8),
+    Case("group", (2, 8, 14, 14), 1),
+    Case("group", (2, 6, 33, 32), 3),
+    Case("group", (5, 20), 4),
+    Case("instance", (2, 9, 14, 14)),
+    Case("instance", (2, 3, 60, 61)),
+]
+
+
+@fused
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_all_that_may_follow(any_dtype, case, activation, adds, always_parallel):
+    fused_case(case, any_dtype, activation, adds).check_everywhere(threads=[2])
+
+
+@fused
+@pytest.mark.parametrize("case", [case for case in CASES if case.op == "batch"], ids=str)
+def test_frozen_statistics(any_dtype, case, activation, adds, always_parallel):
+    fused_case(case, any_dtype, activation, adds, frozen=True).check_everywhere(threads=[2])
+
+
+@pytest.mark.parametrize(("activation", "adds"), [("leaky_relu", True), ("silu", False)])
+@pytest.mark.parametrize("case", MORE, ids=str)
+def test_more_shapes(any_dtype, case, activation, adds, always_parallel):
+    fused_case(case, any_dtype, activation, adds).check_everywhere(threads=[2])
+    if case.op == "batch":
+        fused_case(case, any_dtype, activation, adds, frozen=True).check()
+
+
+@fused
+@pytest.mark.parametrize("layout", [None, "NHWC"])
+def test_instances_with_running_statistics(level, any_dtype, activation, adds, layout):
+    case = Case("instance", (3, 6, 5, 7), layout=layout)
+    as_batch = Case("batch", case.shape, layout=layout)
+    expected = fused_case(as_batch, any_dtype, activation, adds, frozen=True)
+    options = dict(zip(("running_mean", "running_var"), expected.frozen, strict=True))
+    options |= expected.fused | {"use_input_stats": False}
+    y, _ = case.forward(expected.x, expected.weight, expected.bias, **options)
+    assert_near(y, expected.y, expected.room_y)
+    assert case.only_y(expected.x, expected.weight, expected.bias, **options).tobytes() == (
+        y.tobytes()
+    )
+
+
+@pytest.mark.parametrize("op", ["batch", "layer", "rms", "group", "instance"])
+def test_every_length(level, any_dtype, op):
+    # The last register of a run is a part of one in each of four tensors.
+    for length in range(2, 70):
+        case = Case(op, (2, 4, length), {"layer": length, "rms": length, "group": 2}.get(op))
+        fused_case(case, any_dtype, ACTIVATIONS[length % 3], True).check()
+
+
+@pytest.mark.parametrize("op", ["batch", "group", "instance"])
+def test_every_number_of_channels_last(level, op):
+    for channels in range(1, 70):
+        groups = max(k for k in (1, 2, 3, 5, 7) if channels % k == 0)
+        case = Case(op, (2, 5, channels), groups if op == "group" else None, "NLC")
+        fused_case(case, "float32", ACTIVATIONS[channels % 3], True).check()
+
+
+ONE_EACH = [
+    Case("batch", (6, 5, 9)),
+    Case("layer", (6, 5, 9), (5, 9)),
+    Case("rms", (6, 5, 9), 9),
+    Case("group", (4, 6, 9), 2),
+    Case("instance", (4, 6, 9)),
+]
+
+
+@pytest.mark.parametrize("parameters", [None, "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_parameters_of_any_dtype_or_none(level, any_dtype, case, activation, parameters):
+    if parameters == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    if parameters:
+        fused_case(case, any_dtype, activation, True, parameters=parameters).check()
+        return
+    expected = fused_case(case, any_dtype, activation, False)
+    x, dy = expected.x, expected.dy
+    ones, zeros = np.ones(case.parameter_shape), np.zeros(case.parameter_shape)
+    options = options_of(case, any_dtype, activation, False)
+    y, saved = case.forward(x, ones, zeros, **options)
+    assert case.forward(x, **options)[0].tobytes() == y.tobytes()
+    explicit = case.backward(dy, x, saved, ones, **backward_options(case, zeros, options))
+    assert case.backward(dy, x, saved, **options)[0].tobytes() == explicit[0].tobytes()
+
+
+# ---- exactly what the plain operation does -------------------------------------------
+
+EXACT = [
+    Case("batch", (9, 7, 7, 7)),
+    Case("batch", (3, 4, 33, 32)),
+    Case("batch", (5, 6, 7, 3), layout="NHWC"),
+    Case("batch", (40, 130)),
+    Case("layer", (9, 130), 130),
+    Case("layer", (2, 3, 5, 7), (5, 7)),
+    Case("rms", (9, 130), 130),
+    Case("group", (3, 12, 7, 7), 3),
+    Case("group", (3, 7, 9, 30), 5, "NHWC"),
+    Case("instance", (2, 9, 14, 14)),
+    Case("instance", (3, 7, 9, 30), layout="NHWC"),
+]
+
+
+@pytest.mark.parametrize("case", EXACT, ids=str)
+def test_what_changes_nothing(level, any_dtype, case):
+    x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    plain = everything(case, x, dy, bias_too=False)
+    same_bytes(everything(case, x, dy), plain)
+    same_bytes(everything(case, x, dy, activation="leaky_relu", negative_slope=1.0), plain)
+    # z - 0 is z, where z + 0 would make 0 of -0.
+    nothing = np.negative(np.zeros_like(x))
+    same_bytes(everything(case, x, dy, residual=nothing), [*plain, dy])
+
+
+@pytest.mark.parametrize("case", EXACT, ids=str)
+def test_relu_is_a_leaky_relu_of_slope_zero(level, any_dtype, case):
+    x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    for adds in (False, True):
+        options = options_of(case, any_dtype, "relu", adds)
+        relu = everything(case, x, dy, **options)
+        leaky = everything(
+            case, x, dy, **options | {"activation": "leaky_relu", "negative_slope": 0}
+        )
+        for one, other in zip(relu, leaky, strict=True):
+            # As numbers: the product has zeros of either sign.
+            np.testing.assert_array_equal(one.astype(float), other.astype(float))
+
+
+@pytest.mark.parametrize("case", EXACT, ids=str)
+def test_where_y_is_zero_no_gradient_passes_relu(level, any_dtype, case):
+    x, dy = case.batch(any_dtype), np.ones(case.shape, any_dtype)
+    y, *_, dresidual = everything(case, x, dy, **options_of(case, any_dtype, "relu", True))
+    np.testing.assert_array_equal(dresidual.astype(float), (y.astype(float) > 0).astype(float))
+    assert not np.signbit(y[y == 0].astype(float)).any()
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_at_the_kink_the_gradient_is_that_of_the_left(level, any_dtype, case):
+    # weight 0 and bias 0: each z is a 0, and dz is what dbias adds up.
+    x, dy = case.batch(any_dtype), np.ones(case.shape, any_dtype)
+    zeros = np.zeros(case.parameter_shape)
+    saved = case.forward(x)[1]
+    for sign in (1.0, -1.0):
+        residual = np.full(case.shape, sign * 0.0, any_dtype)
+        for activation, slope in (("relu", 0.0), ("leaky_relu", 0.25), ("silu", 0.5)):
+            options = {"activation": activation, "negative_slope": 0.25}
+            adding = options | {"residual": residual}
+            assert not case.forward(x, zeros, zeros, **adding)[0].any()
+            options, adding = (backward_options(case, zeros, o) for o in (options, adding))
+            assert (case.backward(dy, x, saved, zeros, **adding)[-1] == slope).all()
+            if case.has_mean:
+                dbias = case.backward(dy, x, saved, zeros, **options)[2]
+                per_parameter = x.size // zeros.size
+                np.testing.assert_array_equal(dbias, slope * per_parameter)
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.0, 1e-3, 1.0, 3, np.float32(0.125), np.int8(-2)])
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_slopes(level, any_dtype, case, slope):
+    expected = fused_case(case, any_dtype, "leaky_relu", True)
+    fused = expected.fused | {"negative_slope": slope}
+    # Rooms grow with the slope.
+    expected = Expected(case, expected.x, expected.dy, expected.weight, expected.bias, **fused)
+    steep = max(1.0, abs(float(slope)))
+    expected.room_y *= steep
+    expected.rooms = tuple(steep * room for room in expected.rooms)
+    expected.check()
+
+
+def test_the_default_slope(level):
+    x = np.array([[-4.0, 2.0]])
+    for dtype in ("float32", "float64"):
+        zeros, ones = np.zeros(2), np.ones(2)
+        y = fastbn.batch_norm(x.astype(dtype), zeros, ones, eps=0, activation="leaky_relu")
+        np.testing.assert_array_equal(
+            y, np.array([[-4.0, 2.0]], dtype) * np.array([[0.01, 1]], dtype)
+        )
+
+
+@fused
+@pytest.mark.parametrize("kept", ["float32", "float64"])
+def test_statistics_are_those_of_the_plain_operation(level, any_dtype, activation, adds, kept):
+    for case in (Case("batch", (5, 6, 9, 7)), Case("instance", (5, 6, 9, 7)),
+                 Case("batch", (40, 33)), Case("instance", (5, 9, 6), layout="NLC")):  # fmt: skip
+        x = case.batch(any_dtype)
+        found = []
+        for options in ({}, options_of(case, any_dtype, activation, adds)):
+            running = case.parameters(kept, 4)
+            options |= dict(zip(("running_mean", "running_var"), running, strict=True))
+            _, saved = case.forward(x, **options)
+            found.append([a.tobytes() for a in (*running, *saved)])
+        assert found[0] == found[1]
+    for case in (Case("layer", (7, 40), 40), Case("rms", (7, 40), 40), Case("group", (4, 6, 9), 2)):
+        x = case.batch(any_dtype)
+        plain, other = (
+            case.forward(x, **options)[1]
+            for options in ({}, options_of(case, any_dtype, activation, adds))
+        )
+        same_bytes(other, plain)
+
+
+# ---- where a residual may be ----------------------------------------------------------
+
+PLACED = [
+    Case("batch", (6, 5, 4, 9)),
+    Case("batch", (4, 7, 5, 6), layout="NHWC"),
+    Case("batch", (33, 20)),
+    Case("layer", (6, 5, 4, 33), 33),
+    Case("layer", (4, 5, 6, 7), (5, 6, 7)),
+    Case("rms", (6, 5, 40), 40),
+    Case("group", (4, 6, 7, 5), 2),
+    Case("group", (4, 7, 5, 6), 3, "NHWC"),
+    Case("instance", (4, 6, 9, 8)),
+    Case("instance", (4, 9, 8, 6), layout="NHWC"),
+]
+
+
+@pytest.mark.parametrize("case", PLACED, ids=str)
+def test_memory_orders_of_a_residual(level, any_dtype, case):
+    expected = fused_case(case, any_dtype, "leaky_relu", True)
+    expected.check()
+    options = dict(expected.fused)
+    for x_order in GAPLESS:
+        x, dy = in_order(expected.x, x_order), expected.dy
+        residual = in_order(options["residual"], x_order)
+        plain = everything(case, x, dy, **options | {"residual": residual})
+        for array in (plain[0], plain[1], plain[-1]):
+            assert array.strides == np.empty_like(x).strides
+        for order in orders_of(any_dtype, MORE_ORDERS):
+            options["residual"] = in_order(expected.fused["residual"], order)
+            options["residual"].flags.writeable = False
+            same_bytes(everything(case, x, dy, **options), plain)
+
+
+@pytest.mark.parametrize("case", PLACED, ids=str)
+def test_every_tensor_in_an_order_of_its_own(level, any_dtype, case):
+    expected = fused_case(case, any_dtype, "silu", True)
+    residual = expected.fused["residual"]
+    orders = orders_of(any_dtype, MORE_ORDERS)
+    for k in range(len(orders)):
+        x, dy, other = (
+            in_order(a, orders[(k + i) % len(orders)])
+            for i, a in ((0, expected.x), (3, expected.dy), (5, residual))
+        )
+        out, dx_out = (in_order(np.zeros_like(x), orders[(k + i) % len(orders)]) for i in (1, 7))
+        found = everything(
+            case, x, dy, out=out, dx_out=dx_out, **expected.fused | {"residual": other}
+        )
+        assert_near(found[0], expected.y, expected.room_y)
+        assert found[1] is dx_out
+        assert_near(found[-1], expected.gradients[-1], expected.rooms[-1])
+        dx = expected.gradients[0]
+        if x.dtype.itemsize == 2:
+            dx = expected.gradients_of(found[-1].astype(np.float64))[0]
+        assert_near(found[1].astype(any_dtype), dx, expected.rooms[0])
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_a_broadcast_residual(level, any_dtype, case):
+    x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    pieces = [batch(shape, any_dtype, 7) for shape in ((), (9,), (case.shape[1], 1), (1, 9))]
+    pieces.append(batch((case.shape[0], 1, 1), any_dtype, 7))
+    for piece in pieces:
+        residual = np.broadcast_to(piece, case.shape)
+        options = {"activation": "silu"}
+        found = everything(case, x, dy, residual=residual, **options)
+        same_bytes(found, everything(case, x, dy, residual=residual.copy(), **options))
+
+
+ALIASED = [
+    *PLACED,
+    Case("batch", (40, 300, 7, 7)),
+    Case("batch", (4, 3, 130, 131)),
+    Case("batch", (3000, 5)),
+    Case("layer", (300, 1003), 1003),
+    Case("rms", (5000, 40), 40),
+    Case("group", (4, 8, 130, 131), 2),
+    Case("instance", (4, 60, 61, 40), layout="NHWC"),
+]
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+@pytest.mark.parametrize("case", ALIASED, ids=str)
+def test_tensors_that_are_the_same(level, any_dtype, case, activation):
+    x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    weight, bias = case.parameters("float32")
+    options = {"activation": activation}
+    backward = backward_options(case, bias, options)
+    for residual in (case.batch(any_dtype, 6), x, dy):
+        y, saved = case.forward(x, weight, bias, residual=residual, **options)
+        gradients = case.backward(dy, x, saved, weight, residual=residual, **backward)
+        # Copies that are one where the originals are.
+        for taken in ("x", "dy", "residual"):
+            copies = {id(a): a.copy() for a in (x, dy, residual)}
+            names = dict(zip(("x", "dy", "residual"), (x, dy, residual), strict=True))
+            names = {name: copies[id(a)] for name, a in names.items()}
+            if taken != "dy":
+                out = names[taken]
+                found = case.forward(
+                    names["x"], weight, bias, residual=names["residual"], out=out, **options
+                )[0]
+                assert found is out
+                assert found.tobytes() == y.tobytes()
+                out[...] = {"x": x, "residual": residual}[taken]
+            found = case.backward(
+                names["dy"], names["x"], saved, weight, residual=names["residual"],
+                out=names[taken], **backward,
+            )  # fmt: skip
+            assert found[0] is names[taken]
+            same_bytes(found, gradients)
+            for array in names.values():
+                assert not np.shares_memory(found[-1], array)
+
+
+def test_inputs_are_left_alone(any_dtype):
+    for case in ONE_EACH:
+        x, dy, residual = (case.batch(any_dtype, seed) for seed in (0, 1, 2))
+        before = [a.tobytes() for a in (x, dy, residual)]
+        everything(case, x, dy, activation="silu", residual=residual)
+        assert [a.tobytes() for a in (x, dy, residual)] == before
+
+
+# ---- few and many elements ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("batch", (0, 3, 4)),
+        Case("batch", (2, 0, 4)),
+        Case("batch", (2, 3, 0)),
+        Case("layer", (3, 0, 5), 5),
+        Case("layer", (3, 0), 0),
+        Case("rms", (0, 5), 5),
+        Case("rms", (3, 0), 0),
+        Case("group", (0, 4, 3), 2),
+        Case("group", (2, 0, 3), 1),
+        Case("group", (2, 4, 0), 2),
+        Case("instance", (2, 0, 3)),
+        Case("instance", (2, 4, 0)),
+    ],
+    ids=str,
+)
+@fused
+def test_empty(level, any_dtype, case, activation, adds):
+    x = np.empty(case.shape, any_dtype)
+    options = options_of(case, any_dtype, activation, adds)
+    y, dx, *rest = everything(case, x, x, **options)
+    assert y.shape == dx.shape == case.shape
+    assert y.dtype == dx.dtype == any_dtype
+    if adds:
+        dresidual = rest.pop()
+        assert dresidual.shape == case.shape
+        assert dresidual.dtype == any_dtype
+    assert len(rest) == (2 if case.has_mean else 1)
+    for gradient in rest:
+        assert gradient.shape == case.parameter_shape
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_one_element(level, any_dtype, sign):
+    # Of layer norm z is bias and residual; frozen batch norm takes one element, too.
+    x, dy = np.array([[5.0]], any_dtype), np.array([[2.0]], any_dtype)
+    residual = np.array([[sign * 2.0]], any_dtype)
+    z = np.array([[sign * 2 + 0.5]])
+    for activation in ACTIVATIONS:
+        options = {"activation": activation, "negative_slope": 0.25, "residual": residual}
+        exact = oracle.activated(z, activation, 0.25), 2 * oracle.slope(z, activation, 0.25)
+        y, mean, invstd = fastbn.layer_norm_forward(x, 1, bias=np.array([0.5]), **options)
+        assert_near(y, exact[0], 1e-6)
+        *_, dbias, dresidual = fastbn.layer_norm_backward(
+            dy, x, mean, invstd, 1, bias=np.array([0.5]), **options
+        )
+        assert_near(dresidual, exact[1], 1e-6)
+        assert_near(dbias.astype(np.float64), exact[1][0], 2e-2)
+        vectors = np.array([5.0]), np.array([1.0])
+        y = fastbn.batch_norm(x, *vectors, bias=np.array([0.5]), eps=0, **options)
+        assert_near(y, exact[0], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (Case("batch", (2, 60, 57, 59)), "float32"),
+        (Case("batch", (16, 130, 7, 7)), "float32"),
+        (Case("batch", (4, 57, 31, 24), layout="NHWC"), "float32"),
+        (Case("batch", (999, 5)), "float32"),
+        (Case("batch", (4, 57, 31, 64), layout="NHWC"), "bfloat16"),
+        (Case("layer", (90, 1003), 1003), "float32"),
+        (Case("layer", (90, 1024), 1024), "float16"),
+        (Case("rms", (20_000, 40), 40), "float32"),
+        (Case("group", (2, 32, 57, 59), 4), "float32"),
+        (Case("instance", (2, 57, 59, 32), layout="NHWC"), "float32"),
+    ],
+    ids=str,
+)
+def test_larger_than_the_cache(case, dtype, always_parallel):
+    # Copies of a few samples: the oracle sees the few.
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    activation = "leaky_relu" if case.op in ("batch", "rms") else "silu"
+    for adds in (False, True):
+        expected = fused_case(case, dtype, activation, adds)
+        copies = -(-34_000_000 // expected.x.nbytes)
+        x, dy = (np.concatenate([a] * copies) for a in (expected.x, expected.dy))
+        statistics = [expected.mean, expected.invstd]
+        if case.op != "batch":
+            statistics = [np.concatenate([s] * copies) for s in statistics]
+        options = dict(expected.fused)
+        if adds:
+            options["residual"] = np.concatenate([options["residual"]] * copies)
+        for level in _dispatch.runnable():
+            with _dispatch.using(level), fastbn.threads(2):
+                check_copies(expected, x, dy, statistics, options)
+
+
+def check_copies(expected, x, dy, statistics, options):
+    case, few = expected.case, len(expected.x)
+    copies = len(x) // few
+    y = case.forward(x, expected.weight, expected.bias, out=np.empty_like(x), **options)[0]
+    assert_near(y[:few], expected.y, expected.room_y)
+    same_samples(y, few)
+    statistics = statistics if case.has_mean else statistics[1:]
+    options = backward_options(case, expected.bias, options)
+    dx, *rest = case.backward(dy, x, statistics, expected.weight, out=y, **options)
+    gradients = expected.gradients
+    if expected.adds:
+        dresidual = rest.pop()
+        assert_near(dresidual[:few], gradients[-1], expected.rooms[-1])
+        same_samples(dresidual, few)
+        gradients = expected.gradients_of(dresidual[:few].astype(np.float64))
+    assert_near(dx[:few], gradients[0], expected.rooms[0])
+    same_samples(dx, few)
+    for k, gradient in enumerate(rest, 1):
+        assert_near(gradient, copies * gradients[k], copies * expected.rooms[k])
+
+
+# ---- extreme numbers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e5])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("case", [*CASES, *MORE][::3], ids=str)
+def test_large_means(level, case, activation, mean):
+    x = case.batch("float32", 1, mean, 1.0)
+    if case.op == "rms":
+        # z is near 1 everywhere.
+        x = case.batch("float32", 1, 0.0, mean)
+    if case.values > 8:
+        fused_case(case, "float32", activation, True, x).check()
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30, 1e37])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("case", EXACT, ids=str)
+def test_any_scale(level, case, activation, scale):
+    x = (case.batch("float64", 3, 0.0, 1.0) * scale).astype(np.float32)
+    for adds in (False, True):
+        expected = fused_case(case, "float32", activation, adds, x.copy(), eps=1e-100)
+        # dx is as large as 1 / scale: kept where float32 has such numbers.
+        weight = expected.weight.astype(np.float64)
+        options = backward_options(case, expected.bias, expected.fused)
+        y, saved = case.forward(expected.x, weight, expected.bias, eps=1e-100, **expected.fused)
+        assert_near(y, expected.y, expected.room_y)
+        found = case.backward(expected.dy, expected.x, saved, weight, **options)
+        for k, gradient in enumerate(found[1:], 1):
+            if k < len(found) - adds:
+                assert_near(gradient, expected.gradients[k], expected.rooms[k])
+            else:
+                assert_near(gradient, expected.gradients[-1], expected.rooms[-1])
+        exact = expected.gradients[0]
+        if np.abs(exact).max() < 1e38:
+            error = np.abs(found[0] - exact).max()
+            assert error <= np.abs(exact).max() * 1e-6 + 2e-45
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+@pytest.mark.parametrize("case", [case for case in EXACT if case.op not in ("layer", "rms")],
+                         ids=str)  # fmt: skip
+def test_gradients_whose_sums_overflow(level, case, activation):
+    # Sums of so large terms are beyond float32, and taken again in float64.
+    expected = fused_case(case, "float32", activation, False)
+    statistics = expected.mean, expected.invstd
+    weight = expected.weight.astype(np.float64)
+    options = backward_options(case, expected.bias, expected.fused)
+    dy = expected.dy * np.float32(1e38 / np.abs(expected.dy).max())
+    scale = float(dy.flat[0]) / float(expected.dy.flat[0])
+    with np.errstate(over="ignore"):
+        _, dweight, dbias = case.backward(dy, expected.x, statistics, weight, **options)
+    for found, k in ((dweight, 1), (dbias, 2)):
+        assert_near(found / scale, expected.gradients[k], 2 * expected.rooms[k])
+
+
+def through(z, activation, residual=None, **options):
+    """y of numbers that normalisation leaves alone."""
+    channels = z.shape[-1]
+    zeros, ones = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    return fastbn.batch_norm(
+        z, zeros, ones, eps=0.0, layout="N...C", activation=activation, residual=residual, **options
+    )
+
+
+def slope_through(z, activation, **options):
+    """dy / dz of the same numbers."""
+    channels = z.shape[-1]
+    zeros, ones = np.zeros(channels), np.ones(channels)
+    return fastbn.batch_norm_backward(
+        np.ones_like(z), z, zeros, ones, training=False, layout="N...C",
+        activation=activation, **options,
+    )[0]  # fmt: skip
+
+
+FAR = np.array([0.0, -0.0, 1.0, -1.0, 5e4, -5e4, np.inf, -np.inf, np.nan])
+
+
+@pytest.mark.parametrize("width", [1, 5, 16, 33])
+def test_values_far_out(level, any_dtype, width):
+    z = np.repeat(FAR[:, None], width, 1).astype(any_dtype)
+    inf, nan = np.inf, np.nan
+    largest = float(z[4, 0])
+    with np.errstate(invalid="ignore"):
+        expected = {
+            "relu": [0, 0, 1, 0, largest, 0, inf, 0, nan],
+            "leaky_relu": [0, 0, 1, -0.25, largest, -largest / 4, inf, -inf, nan],
+        }
+        slopes = {
+            "relu": [0, 0, 1, 0, 1, 0, 1, 0],
+            "leaky_relu": [0.25, 0.25, 1, 0.25, 1, 0.25, 1, 0.25],
+        }
+    for activation, exact in expected.items():
+        options = {"negative_slope": 0.25}
+        y = through(z, activation, **options).astype(float)
+        np.testing.assert_array_equal(y, np.repeat(np.array(exact)[:, None], width, 1))
+        # dx is dy where dy is finite, whatever z is.
+        dx = slope_through(z[:6], activation, **options).astype(float)
+        exact = np.array(slopes[activation][:6])[:, None]
+        np.testing.assert_array_equal(dx, np.repeat(exact, width, 1))
+    y = through(z, "silu").astype(float)[:, 0]
+    np.testing.assert_array_equal(y[[0, 1, 4, 5, 6, 7, 8]], [0, 0, largest, 0, inf, 0, nan])
+    dx = slope_through(z[:6], "silu").astype(float)[:, 0]
+    np.testing.assert_array_equal(dx[[0, 1, 4, 5]], [0.5, 0.5, 1, 0])
+
+
+@pytest.mark.parametrize("largest", [1e30, 3e38])
+def test_values_so_far_out_that_squares_overflow(level, largest):
+    z = np.array([[largest, -largest]] * 3, np.float32)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(through(z, "silu")[0], [z[0, 0], 0])
+        np.testing.assert_array_equal(slope_through(z, "silu")[0], [1, 0])
+        np.testing.assert_array_equal(through(z, "relu")[0], [z[0, 0], 0])
+        wide = z.astype(np.float64) * 1e250
+        np.testing.assert_array_equal(through(wide, "silu")[0], [wide[0, 0], 0])
+        np.testing.assert_array_equal(slope_through(wide, "silu")[0], [1, 0])
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_residual_stays_where_it_is(level, any_dtype, case, activation, bad):
+    x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    residual = case.batch(any_dtype, 6)
+    clean = everything(case, x, dy, activation=activation, residual=residual)
+    at = (2, 3, 4)
+    residual[at] = bad
+    y, *gradients = everything(case, x, dy, activation=activation, residual=residual)
+    expected = {None: bad, "leaky_relu": bad, "relu": max(bad, 0), "silu": max(bad, 0)}[activation]
+    if np.isnan(bad):
+        expected = np.nan
+    np.testing.assert_array_equal(float(y[at]), expected)
+    others = np.ones(case.shape, bool)
+    others[at] = False
+    assert y[others].tobytes() == clean[0][others].tobytes()
+    dresidual = gradients[-1]
+    assert dresidual[others].tobytes() == clean[-1][others].tobytes()
+    if activation is None:
+        same_bytes(gradients, clean[1:])
+    elif activation != "silu":
+        # NaN is not at most 0.
+        slope = 1 if np.isnan(bad) or bad > 0 else 0 if activation == "relu" else 0.01
+        near = slope * float(dy[at])
+        np.testing.assert_allclose(float(dresidual[at]), near, rtol=1e-2)
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_in_x_survives(level, any_dtype, case, activation):
+    x, residual = case.batch(any_dtype), case.batch(any_dtype, 6)
+    x[1, 2, 3] = np.nan
+    plain = case.forward(x)[0]
+    y = case.forward(x, activation=activation, residual=residual)[0]
+    np.testing.assert_array_equal(np.isnan(y.astype(float)), np.isnan(plain.astype(float)))
+    assert np.isnan(y.astype(float)).any()
+
+
+@pytest.mark.parametrize("shape", [(33, 5), (3, 33, 7), (64, 16), (3, 4, 40)])
+def test_a_neighbours_nan_changes_nothing(level, any_dtype, shape):
+    # Channels next to each other in a register, or in neighbouring runs.
+    case = Case("batch", shape)
+    x, dy, residual = (case.batch(any_dtype, seed) for seed in (0, 1, 2))
+    spoiled = x.copy()
+    spoiled[0, 2] = np.nan
+    for activation in ACTIVATIONS:
+        options = {"activation": activation, "residual": residual}
+        clean, found = everything(case, x, dy, **options), everything(case, spoiled, dy, **options)
+        clean_channels = np.arange(shape[1]) != 2
+        for k, (one, other) in enumerate(zip(clean, found, strict=True)):
+            # y, dx and dresidual are tensors, dweight and dbias are vectors.
+            some = (slice(None), clean_channels) if k in (0, 1, 4) else clean_channels
+            assert one[some].tobytes() == other[some].tobytes()
