@@ -56,7 +56,7 @@ def backward_options(case, bias, options):
 def everything(case, x, dy, bias_too=True, out=None, dx_out=None, **options):
     """[y, dx, dweight, ...] of forward and backward with parameters, as arrays."""
     weight, bias = case.parameters("float32")
-    y, saved = case.forward(x, weight, bias, out=out, **options)
+    y, saved = case.forward(x, weight, bias, eps=1e-5, out=out, **options)
     y = y.copy(order="K")
     if bias_too:
         options = backward_options(case, bias, options)
@@ -176,9 +176,9 @@ ONE_EACH = [
 
 
 @pytest.mark.parametrize("parameters", [None, "float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 @pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_parameters_of_any_dtype_or_none(level, any_dtype, case, activation, parameters):
+def test_parameters_of_any_dtype_or_none(any_dtype, case, activation, parameters):
     if parameters == "bfloat16":
         pytest.importorskip("ml_dtypes")
     if parameters:
@@ -266,7 +266,7 @@ def test_at_the_kink_the_gradient_is_that_of_the_left(level, any_dtype, case):
 
 @pytest.mark.parametrize("slope", [-0.5, 0.0, 1e-3, 1.0, 3, np.float32(0.125), np.int8(-2)])
 @pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_slopes(level, any_dtype, case, slope):
+def test_slopes(any_dtype, case, slope):
     expected = fused_case(case, any_dtype, "leaky_relu", True)
     fused = expected.fused | {"negative_slope": slope}
     # Rooms grow with the slope.
@@ -344,7 +344,7 @@ def test_memory_orders_of_a_residual(level, any_dtype, case):
 
 @pytest.mark.parametrize("case", PLACED, ids=str)
 def test_every_tensor_in_an_order_of_its_own(level, any_dtype, case):
-    expected = fused_case(case, any_dtype, "silu", True)
+    expected = fused_case(case, any_dtype, "silu", True, parameters="float32")
     residual = expected.fused["residual"]
     orders = orders_of(any_dtype, MORE_ORDERS)
     for k in range(len(orders)):
@@ -377,49 +377,56 @@ def test_a_broadcast_residual(level, any_dtype, case):
         same_bytes(found, everything(case, x, dy, residual=residual.copy(), **options))
 
 
-ALIASED = [
-    *PLACED,
-    Case("batch", (40, 300, 7, 7)),
-    Case("batch", (4, 3, 130, 131)),
-    Case("batch", (3000, 5)),
-    Case("layer", (300, 1003), 1003),
-    Case("rms", (5000, 40), 40),
-    Case("group", (4, 8, 130, 131), 2),
-    Case("instance", (4, 60, 61, 40), layout="NHWC"),
-]
-
-
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
-@pytest.mark.parametrize("case", ALIASED, ids=str)
+@pytest.mark.parametrize("case", PLACED, ids=str)
 def test_tensors_that_are_the_same(level, any_dtype, case, activation):
     x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    for residual in (case.batch(any_dtype, 6), x, dy):
+        for taken in ("x", "dy", "residual"):
+            check_same(case, x, dy, residual, taken, activation)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("batch", (40, 300, 7, 7)),
+        Case("batch", (4, 3, 130, 131)),
+        Case("batch", (3000, 5)),
+        Case("batch", (4, 60, 61, 40), layout="NHWC"),
+        Case("layer", (300, 1003), 1003),
+        Case("rms", (5000, 40), 40),
+        Case("group", (4, 8, 130, 131), 2),
+    ],
+    ids=str,
+)
+def test_large_tensors_that_are_the_same(case):
+    x, dy = case.batch("float32"), case.gradient("float32")
+    for residual, taken in ((case.batch("float32", 6), "residual"), (x, "x"), (dy, "dy")):
+        check_same(case, x, dy, residual, taken, "silu")
+
+
+def check_same(case, x, dy, residual, taken, activation):
+    """`out` is the tensor named so; the others may be the same, too."""
     weight, bias = case.parameters("float32")
     options = {"activation": activation}
     backward = backward_options(case, bias, options)
-    for residual in (case.batch(any_dtype, 6), x, dy):
-        y, saved = case.forward(x, weight, bias, residual=residual, **options)
-        gradients = case.backward(dy, x, saved, weight, residual=residual, **backward)
-        # Copies that are one where the originals are.
-        for taken in ("x", "dy", "residual"):
-            copies = {id(a): a.copy() for a in (x, dy, residual)}
-            names = dict(zip(("x", "dy", "residual"), (x, dy, residual), strict=True))
-            names = {name: copies[id(a)] for name, a in names.items()}
-            if taken != "dy":
-                out = names[taken]
-                found = case.forward(
-                    names["x"], weight, bias, residual=names["residual"], out=out, **options
-                )[0]
-                assert found is out
-                assert found.tobytes() == y.tobytes()
-                out[...] = {"x": x, "residual": residual}[taken]
-            found = case.backward(
-                names["dy"], names["x"], saved, weight, residual=names["residual"],
-                out=names[taken], **backward,
-            )  # fmt: skip
-            assert found[0] is names[taken]
-            same_bytes(found, gradients)
-            for array in names.values():
-                assert not np.shares_memory(found[-1], array)
+    y, saved = case.forward(x, weight, bias, residual=residual, **options)
+    gradients = case.backward(dy, x, saved, weight, residual=residual, **backward)
+    # Copies that are one where the originals are.
+    copies = {id(a): a.copy() for a in (x, dy, residual)}
+    x, dy, residual = (copies[id(a)] for a in (x, dy, residual))
+    out = {"x": x, "dy": dy, "residual": residual}[taken]
+    if taken != "dy":
+        before = out.copy()
+        found = case.forward(x, weight, bias, residual=residual, out=out, **options)[0]
+        assert found is out
+        assert found.tobytes() == y.tobytes()
+        out[...] = before
+    found = case.backward(dy, x, saved, weight, residual=residual, out=out, **backward)
+    assert found[0] is out
+    same_bytes(found, gradients)
+    for array in (x, dy, residual):
+        assert not np.shares_memory(found[-1], array)
 
 
 def test_inputs_are_left_alone(any_dtype):
@@ -452,7 +459,7 @@ def test_inputs_are_left_alone(any_dtype):
     ids=str,
 )
 @fused
-def test_empty(level, any_dtype, case, activation, adds):
+def test_empty(any_dtype, case, activation, adds):
     x = np.empty(case.shape, any_dtype)
     options = options_of(case, any_dtype, activation, adds)
     y, dx, *rest = everything(case, x, x, **options)
@@ -469,7 +476,7 @@ def test_empty(level, any_dtype, case, activation, adds):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_one_element(level, any_dtype, sign):
+def test_one_element(any_dtype, sign):
     # Of layer norm z is bias and residual; frozen batch norm takes one element, too.
     x, dy = np.array([[5.0]], any_dtype), np.array([[2.0]], any_dtype)
     residual = np.array([[sign * 2.0]], any_dtype)
@@ -496,7 +503,6 @@ def test_one_element(level, any_dtype, sign):
         (Case("batch", (16, 130, 7, 7)), "float32"),
         (Case("batch", (4, 57, 31, 24), layout="NHWC"), "float32"),
         (Case("batch", (999, 5)), "float32"),
-        (Case("batch", (4, 57, 31, 64), layout="NHWC"), "bfloat16"),
         (Case("layer", (90, 1003), 1003), "float32"),
         (Case("layer", (90, 1024), 1024), "float16"),
         (Case("rms", (20_000, 40), 40), "float32"),
@@ -507,8 +513,6 @@ def test_one_element(level, any_dtype, sign):
 )
 def test_larger_than_the_cache(case, dtype, always_parallel):
     # Copies of a few samples: the oracle sees the few.
-    if dtype == "bfloat16":
-        pytest.importorskip("ml_dtypes")
     activation = "leaky_relu" if case.op in ("batch", "rms") else "silu"
     for adds in (False, True):
         expected = fused_case(case, dtype, activation, adds)
@@ -528,7 +532,8 @@ def test_larger_than_the_cache(case, dtype, always_parallel):
 def check_copies(expected, x, dy, statistics, options):
     case, few = expected.case, len(expected.x)
     copies = len(x) // few
-    y = case.forward(x, expected.weight, expected.bias, out=np.empty_like(x), **options)[0]
+    vectors = expected.weight, expected.bias
+    y, _ = case.forward(x, *vectors, eps=expected.eps, out=np.empty_like(x), **options)
     assert_near(y[:few], expected.y, expected.room_y)
     same_samples(y, few)
     statistics = statistics if case.has_mean else statistics[1:]
@@ -562,7 +567,7 @@ def test_large_means(level, case, activation, mean):
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30, 1e37])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 @pytest.mark.parametrize("case", EXACT, ids=str)
 def test_any_scale(level, case, activation, scale):
     x = (case.batch("float64", 3, 0.0, 1.0) * scale).astype(np.float32)
@@ -667,7 +672,7 @@ def test_values_so_far_out_that_squares_overflow(level, largest):
 @pytest.mark.parametrize("case", ONE_EACH, ids=str)
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_bad_residual_stays_where_it_is(level, any_dtype, case, activation, bad):
+def test_a_bad_residual_stays_where_it_is(any_dtype, case, activation, bad):
     x, dy = case.batch(any_dtype), case.gradient(any_dtype)
     residual = case.batch(any_dtype, 6)
     clean = everything(case, x, dy, activation=activation, residual=residual)
