@@ -5,6 +5,8 @@ No element lies where rounding could decide on which side of a kink it is: `fuse
 moves those of x away. The exponential is in test_exponential.py.
 """
 
+import tracemalloc
+
 import numpy as np
 import oracle
 import pytest
@@ -427,6 +429,35 @@ def check_same(case, x, dy, residual, taken, activation):
     same_bytes(found, gradients)
     for array in (x, dy, residual):
         assert not np.shares_memory(found[-1], array)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("batch", (8, 32, 64, 64)),
+        Case("batch", (8, 64, 64, 32), layout="NHWC"),
+        Case("layer", (1000, 1000), 1000),
+        Case("rms", (1000, 1000), 1000),
+        Case("group", (8, 32, 64, 64), 4),
+        Case("instance", (8, 64, 64, 32), layout="NHWC"),
+    ],
+    ids=str,
+)
+def test_no_second_tensor_is_kept_or_made(case):
+    # Whether something is copied cannot be told by values, but by memory.
+    x, dy, residual = (case.batch("float32", seed) for seed in (0, 1, 2))
+    out = np.empty_like(x)
+    for options in ({}, {"residual": residual}):
+        options["activation"] = "silu"
+        tracemalloc.start()
+        _, saved = case.forward(x, out=out, **options)
+        forward = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        case.backward(dy, x, saved, out=out, **options)
+        backward = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert forward < x.nbytes // 4
+        assert backward < x.nbytes // 4 + ("residual" in options) * x.nbytes
 
 
 def test_inputs_are_left_alone(any_dtype):
