@@ -274,7 +274,10 @@ CALLS = [
     ("batch", (3, 33, 3), (), {"layout": "NLC"}),
     ("batch", (2, 3, 333), (), {}),
     ("layer", (5, 67), (67,), {}),
+    ("layer", (5, 64), (64,), {}),
+    ("layer", (2, 1040), (1040,), {}),
     ("rms", (5, 67), (67,), {}),
+    ("rms", (5, 16), (16,), {}),
     ("group", (3, 6, 7, 7), (2,), {}),
     ("instance", (3, 6, 131), (), {}),
 ]
@@ -285,13 +288,20 @@ for (op, shape, what, layout), dtype, end in itertools.product(
     rng = np.random.default_rng(0)
     for array in (x, dy, residual):
         array[...] = rng.standard_normal(shape)
+    kind = "float64" if dtype == "float64" else "float32"
+    length = what[0] if op in ("layer", "rms") else shape[-1 if layout else 1]
+    weight, bias = (guarded((length,), kind, end) for _ in range(2))
+    weight[...] = bias[...] = 0.5
     forward, backward = (getattr(fastbn, f"{op}_norm_{d}") for d in ("forward", "backward"))
+    biased = op != "rms"
     for level in _dispatch.runnable():
         with _dispatch.using(level):
-            for activation in ("relu", "silu"):
-                options = {"activation": activation, "residual": residual} | layout
-                _, *saved = forward(x, *what, out=out, **options)
-                backward(dy, x, *saved, *what, out=dx, **options)
+            for activation, other in itertools.product(("relu", "silu"), (None, residual)):
+                options = {"activation": activation, "residual": other} | layout
+                if biased:
+                    options["bias"] = bias
+                _, *saved = forward(x, *what, weight, out=out, **options)
+                backward(dy, x, *saved, *what, weight, out=dx, **options)
 """
 
 
