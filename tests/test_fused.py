@@ -621,6 +621,27 @@ def test_any_scale(level, case, activation, scale):
             assert error <= np.abs(exact).max() * 1e-6 + 2e-45
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("case", [case for case in EXACT if case.op == "batch"], ids=str)
+def test_frozen_statistics_of_any_scale(level, case, scale):
+    x = (case.batch("float64", 3, 0.0, 1.0) * scale).astype(np.float32)
+    zeros, ones = np.zeros(case.parameter_shape), np.ones(case.parameter_shape)
+    options = {"activation": "silu"}
+    expected = Expected(
+        case, x, case.gradient("float32"), *case.parameters("float32"), eps=0.0,
+        frozen=(zeros, scale**2 * ones), **options,
+    )  # fmt: skip
+    running = {"running_mean": zeros, "running_var": scale**2 * ones, "training": False}
+    vectors = expected.weight, expected.bias
+    y, saved = case.forward(x, *vectors, eps=0.0, **running, **options)
+    assert_near(y, expected.y, expected.room_y)
+    options |= {"bias": expected.bias, "training": False}
+    found = case.backward(expected.dy, x, saved, expected.weight, **options)
+    assert_near(found[0] * np.float64(scale), expected.gradients[0] * scale, 2e-5)
+    for k in (1, 2):
+        assert_near(found[k], expected.gradients[k], expected.rooms[k])
+
+
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 @pytest.mark.parametrize("case", [case for case in EXACT if case.op not in ("layer", "rms")],
                          ids=str)  # fmt: skip
@@ -678,14 +699,13 @@ def test_values_far_out(level, any_dtype, width):
         options = {"negative_slope": 0.25}
         y = through(z, activation, **options).astype(float)
         np.testing.assert_array_equal(y, np.repeat(np.array(exact)[:, None], width, 1))
-        # dx is dy where dy is finite, whatever z is.
-        dx = slope_through(z[:6], activation, **options).astype(float)
-        exact = np.array(slopes[activation][:6])[:, None]
+        dx = slope_through(z[:8], activation, **options).astype(float)
+        exact = np.array(slopes[activation])[:, None]
         np.testing.assert_array_equal(dx, np.repeat(exact, width, 1))
     y = through(z, "silu").astype(float)[:, 0]
     np.testing.assert_array_equal(y[[0, 1, 4, 5, 6, 7, 8]], [0, 0, largest, 0, inf, 0, nan])
-    dx = slope_through(z[:6], "silu").astype(float)[:, 0]
-    np.testing.assert_array_equal(dx[[0, 1, 4, 5]], [0.5, 0.5, 1, 0])
+    dx = slope_through(z, "silu").astype(float)[:, 0]
+    np.testing.assert_array_equal(dx[[0, 1, 4, 5, 6, 7, 8]], [0.5, 0.5, 1, 0, 1, 0, nan])
 
 
 @pytest.mark.parametrize("largest", [1e30, 3e38])
