@@ -76,8 +76,9 @@ def test_import_brings_no_other_package():
 
 def test_public_names():
     assert sorted(fastbn.__all__) == sorted(
-        ["BatchNorm", "BatchStats", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm",
-         "__version__", "batch_norm", "batch_norm_backward", "batch_norm_forward", "batch_stats",
+        ["BatchNorm", "BatchStats", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm",
+         "RMSNorm", "__version__", "batch_norm", "batch_norm_backward",
+         "batch_norm_backward_inplace", "batch_norm_forward", "batch_stats",
          "fold_batch_norm", "get_num_threads", "group_norm", "group_norm_backward",
          "group_norm_forward",
          "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
@@ -89,30 +90,40 @@ def test_public_names():
 
 
 # Order, defaults and keywords: those of PyTorch's functions and modules, where it has them.
+FUSED = "activation=None, negative_slope=0.01, residual=None, "
+LAYER = "activation=None, negative_slope=0.01, "
 SIGNATURES = {
-    "layer_norm": "x, normalized_shape, weight=None, bias=None, eps=1e-05, *, out=None",
-    "layer_norm_backward": "dy, x, mean, invstd, normalized_shape, weight=None, *, out=None",
-    "rms_norm": "x, normalized_shape, weight=None, eps=None, *, out=None",
-    "rms_norm_backward": "dy, x, invrms, normalized_shape, weight=None, *, out=None",
-    "group_norm": "x, num_groups, weight=None, bias=None, eps=1e-05, *, layout=None, out=None",
+    "layer_norm": f"x, normalized_shape, weight=None, bias=None, eps=1e-05, *, {FUSED}out=None",
+    "layer_norm_backward": (
+        f"dy, x, mean, invstd, normalized_shape, weight=None, *, bias=None, {FUSED}out=None"
+    ),
+    "rms_norm": f"x, normalized_shape, weight=None, eps=None, *, {FUSED}out=None",
+    "rms_norm_backward": f"dy, x, invrms, normalized_shape, weight=None, *, {FUSED}out=None",
+    "group_norm": (
+        f"x, num_groups, weight=None, bias=None, eps=1e-05, *, layout=None, {FUSED}out=None"
+    ),
     "group_norm_backward": (
-        "dy, x, mean, invstd, num_groups, weight=None, *, layout=None, out=None"
+        f"dy, x, mean, invstd, num_groups, weight=None, *, bias=None, layout=None, {FUSED}out=None"
     ),
     "instance_norm": (
-        "x, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, "
-        "momentum=0.1, eps=1e-05, *, layout=None, out=None"
+        f"x, running_mean=None, running_var=None, weight=None, bias=None, "
+        f"use_input_stats=True, momentum=0.1, eps=1e-05, *, layout=None, {FUSED}out=None"
     ),
     "instance_norm_forward": (
-        "x, weight=None, bias=None, *, running_mean=None, running_var=None, "
-        "use_input_stats=True, momentum=0.1, eps=1e-05, layout=None, out=None"
+        f"x, weight=None, bias=None, *, running_mean=None, running_var=None, "
+        f"use_input_stats=True, momentum=0.1, eps=1e-05, layout=None, {FUSED}out=None"
     ),
-    "instance_norm_backward": "dy, x, mean, invstd, weight=None, *, layout=None, out=None",
-    "LayerNorm": "normalized_shape, eps=1e-05, elementwise_affine=True, bias=True, *, dtype",
-    "RMSNorm": "normalized_shape, eps=None, elementwise_affine=True, *, dtype",
-    "GroupNorm": "num_groups, num_channels, eps=1e-05, affine=True, *, layout=None, dtype",
+    "instance_norm_backward": (
+        f"dy, x, mean, invstd, weight=None, *, bias=None, layout=None, {FUSED}out=None"
+    ),
+    "LayerNorm": (
+        f"normalized_shape, eps=1e-05, elementwise_affine=True, bias=True, *, {LAYER}dtype"
+    ),
+    "RMSNorm": f"normalized_shape, eps=None, elementwise_affine=True, *, {LAYER}dtype",
+    "GroupNorm": f"num_groups, num_channels, eps=1e-05, affine=True, *, layout=None, {LAYER}dtype",
     "InstanceNorm": (
-        "num_features, eps=1e-05, momentum=0.1, affine=False, track_running_stats=False, "
-        "*, layout=None, dtype"
+        f"num_features, eps=1e-05, momentum=0.1, affine=False, track_running_stats=False, "
+        f"*, layout=None, {LAYER}dtype"
     ),
 }
 SIGNATURES["layer_norm_forward"] = SIGNATURES["layer_norm"]
