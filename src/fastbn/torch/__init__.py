@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Normalisation for PyTorch on the CPU: functions with autograd, modules, conversion.
+
+    modules.py, convert.py      PyTorch's modules, and these in their place
+    functional.py               names, defaults; which way a call goes:
+        _direct.py                  eager: arrays over the tensors' memory, an autograd.Function
+        _traced.py                  compiled, exported, traced: operators of torch.library
+        _formulas.py                transformed, differentiated twice: PyTorch's own operators
+
+The public names, nothing else. `import fastbn` does not import this package.
+"""
+
+try:
+    import torch as _torch
+except ImportError as error:
+    raise ImportError(
+        "fastbn.torch needs PyTorch: python -m pip install 'fastbn[torch]'"
+    ) from error
+if not hasattr(_torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(
+        f"fastbn.torch needs PyTorch 2.10 or later, found {_torch.__version__}: "
+        "python -m pip install 'fastbn[torch]'"
+    )
+
+from fastbn.torch.convert import convert, restore
+from fastbn.torch.functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from fastbn.torch.modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    RMSNorm,
+)
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "RMSNorm",
+    "batch_norm",
+    "convert",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "restore",
+    "rms_norm",
+]

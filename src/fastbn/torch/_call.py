@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a call is made of, which way it can go, and where its result lies in memory.
+
+May not compute.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch._prims_common import suggest_memory_format
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+
+
+class Call(NamedTuple):
+    """Which norm, and its arguments that are not tensors."""
+
+    norm: str
+    #: `normalized_shape` of layer and rms; the number of groups of group; else nothing.
+    sizes: tuple[int, ...] = ()
+    training: bool = True
+    momentum: float = 0.1
+    eps: float | None = 1e-5
+    activation: str | None = None
+    negative_slope: float = 0.01
+
+
+class Tensors(NamedTuple):
+    """The tensors of a call. Running statistics are those that are used or updated."""
+
+    x: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+
+
+def empty_output(norm: str, x: Tensor) -> Tensor:
+    """Return memory for `y` or `dx`, in the order in which PyTorch's own norms return it."""
+    if norm in ("layer", "instance") or x.is_contiguous():
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, memory_format=suggest_memory_format(x))
+
+
+def is_plain(x: Tensor) -> bool:
+    """Say whether `x` is memory on the CPU, and nobody watches what is done with it."""
+    return (
+        type(x) in (Tensor, Parameter)
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not is_transformed()
+    )
+
+
+def is_traced(x: Tensor) -> bool:
+    """Say whether a graph is made of the call, which an operator of ours can be part of."""
+    if not x.is_cpu or x.dtype not in DTYPES:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    tracing = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
+    return bool(tracing or isinstance(x, FakeTensor)) and not is_transformed()
+
+
+def is_transformed() -> bool:
+    """Say whether `torch.func` or forward mode is at work."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0

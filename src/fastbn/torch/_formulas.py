@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The same with PyTorch's own operators: differentiable as often as one likes, and mapped.
+
+For what the kernels do not do: second derivatives, forward mode, `torch.func`, other
+devices and dtypes, and arguments that fastbn refuses (PyTorch takes a negative momentum,
+or has its own words for the error).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastbn.torch._call import Call, Tensors
+
+
+def normalise(call: Call, t: Tensors) -> Tensor:
+    """Return `y`."""
+    return _ended(call, t, _normalised(call, t))
+
+
+def gradients(call: Call, t: Tensors, dy: Tensor, statistics: list[Tensor]) -> list[Tensor | None]:
+    """Return dx, dweight, dbias and dresidual; in a graph where gradients are recorded."""
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: derivatives of the result reach x, but not what x was computed from.
+        given = [_alias(tensor) for tensor in t[:4]]
+        aliased = Tensors(*given)
+        if call.norm == "batch" and not call.training:
+            y = _ended(call, aliased, _scaled(aliased, *statistics))
+        else:
+            y = normalise(call, aliased)
+        wanted = [tensor for tensor in given if tensor is not None]
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=recorded))
+    return [None if tensor is None else next(found) for tensor in given]
+
+
+def _alias(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _normalised(call: Call, t: Tensors) -> Tensor:
+    if call.norm == "batch":
+        return functional.batch_norm(
+            t.x, t.running_mean, t.running_var, t.weight, t.bias,
+            call.training, call.momentum, call.eps,
+        )  # fmt: skip
+    if call.norm == "layer":
+        return functional.layer_norm(t.x, call.sizes, t.weight, t.bias, call.eps)
+    if call.norm == "rms":
+        return functional.rms_norm(t.x, call.sizes, t.weight, call.eps)
+    if call.norm == "group":
+        return functional.group_norm(t.x, call.sizes[0], t.weight, t.bias, call.eps)
+    return functional.instance_norm(
+        t.x, t.running_mean, t.running_var, t.weight, t.bias, True, call.momentum, call.eps
+    )
+
+
+def _scaled(t: Tensors, mean: Tensor, invstd: Tensor) -> Tensor:
+    # Batch norm with fixed statistics.
+    shape = -1, *[1] * (t.x.ndim - 2)
+    y = (t.x - mean.view(shape)) * invstd.view(shape)
+    if t.weight is not None:
+        y = y * t.weight.view(shape)
+    if t.bias is not None:
+        y = y + t.bias.view(shape)
+    return y.to(t.x.dtype)
+
+
+def _ended(call: Call, t: Tensors, y: Tensor) -> Tensor:
+    # What is fused elsewhere: the residual, then the activation.
+    if t.residual is not None:
+        y = y + t.residual
+    if call.activation is None:
+        return y
+    if call.activation == "relu":
+        return functional.relu(y)
+    if call.activation == "leaky_relu":
+        return functional.leaky_relu(y, call.negative_slope)
+    if call.activation == "silu":
+        return functional.silu(y)
+    raise ValueError(
+        f"activation: expected None, 'relu', 'leaky_relu' or 'silu', got {call.activation!r}"
+    )

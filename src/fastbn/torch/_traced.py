@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Operators for compiled, exported and traced programs: forward, backward, their shapes.
+
+They write to none of their arguments: running statistics come out as new tensors, and
+are copied to where they belong by an operator of PyTorch's, which a graph can see.
+
+May: describe. May not: compute; `_direct` does, when the program runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbn.torch import _direct
+from fastbn.torch._call import Call, Tensors, empty_output
+
+
+def normalise(call: Call, t: Tensors) -> Tensor:
+    """Return `y`, and update the running statistics."""
+    y, _, _, running_mean, running_var = _forward(*t, *call)
+    if call.training:
+        for kept, new in (t.running_mean, running_mean), (t.running_var, running_var):
+            if kept is not None:
+                kept.detach().copy_(new)
+    return y
+
+
+@torch.library.custom_op("fastbn::normalise", mutates_args=(), device_types="cpu")
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    norm: str,
+    sizes: Sequence[int],
+    training: bool,
+    momentum: float,
+    eps: float | None,
+    activation: str | None,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    call = Call(norm, tuple(sizes), training, momentum, eps, activation, negative_slope)
+    running = [None if kept is None else kept.clone() for kept in (running_mean, running_var)]
+    y, *saved = _direct.forward(call, Tensors(x, weight, bias, residual, *running))
+    mean, invstd = [_nothing(x), *map(torch.from_numpy, saved)][-2:]
+    return y, mean, invstd, *(_nothing(x) if kept is None else kept for kept in running)
+
+
+@_forward.register_fake
+def _(x, weight, bias, residual, running_mean, running_var, norm, sizes, *options):
+    statistics = torch.empty(_statistics_shape(norm, x, sizes), dtype=torch.float64)
+    running = (
+        _nothing(x) if kept is None else torch.empty_like(kept)
+        for kept in (running_mean, running_var)
+    )
+    mean = _nothing(x) if norm == "rms" else torch.empty_like(statistics)
+    return empty_output(norm, x), mean, statistics, *running
+
+
+@torch.library.custom_op("fastbn::normalise_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    norm: str,
+    sizes: Sequence[int],
+    training: bool,
+    momentum: float,
+    eps: float | None,
+    activation: str | None,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = Call(norm, tuple(sizes), training, momentum, eps, activation, negative_slope)
+    saved = [_direct.array(kept) for kept in (mean, invstd)][norm == "rms" :]
+    gradients = _direct.backward(call, Tensors(x, weight, bias, residual), dy, saved)
+    dx, dweight, dbias, dresidual = (_nothing(x) if g is None else g for g in gradients)
+    return dx, dweight, dbias, dresidual
+
+
+@_backward.register_fake
+def _(dy, x, weight, bias, residual, mean, invstd, norm, *options):
+    dx = empty_output(norm, x)
+    parameters = (
+        _nothing(x) if p is None else torch.empty(p.shape, dtype=p.dtype) for p in (weight, bias)
+    )
+    return dx, *parameters, _nothing(x) if residual is None else torch.empty_like(dx)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    # An operator cannot return None.
+    return x.new_empty(0)
+
+
+def _statistics_shape(norm: str, x: Tensor, sizes: Sequence[int]) -> tuple[int, ...]:
+    if norm == "batch":
+        return (x.shape[1],)
+    if norm == "group":
+        return x.shape[0], sizes[0]
+    if norm == "instance":
+        return x.shape[0], x.shape[1]
+    return tuple(x.shape[: x.ndim - len(sizes)])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, residual, _, _, *ctx.call = inputs
+    ctx.activated = ctx.call[5] is not None
+    ctx.has = [p is not None for p in (weight, bias, residual)]
+    ctx.save_for_backward(x, weight, bias, residual if ctx.activated else None, *output[1:3])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    dx, *rest = _backward(dy, *ctx.saved_tensors, *ctx.call)
+    if not ctx.activated:
+        rest[2] = dy
+    given = (g if has else None for g, has in zip(rest, ctx.has, strict=True))
+    return dx, *given, *[None] * 9
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
