@@ -166,7 +166,7 @@ setup(
             module("_build"),
             module("_threads", openmp=True),
             module("_view"),
-            module("_tensors"),
+            module("torch._direct"),
             module("kernels.drivers", openmp=True),
             *(leaves(level, dtype) for level in LEVELS for dtype in DTYPES),
         ],

@@ -14,7 +14,6 @@ from torch._C._functorch import peek_interpreter_stack
 from torch._prims_common import suggest_memory_format
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
@@ -50,28 +49,12 @@ def empty_output(norm: str, x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=suggest_memory_format(x))
 
 
-def is_plain(x: Tensor) -> bool:
-    """Say whether `x` is memory on the CPU, and nobody watches what is done with it."""
-    return (
-        type(x) in (Tensor, Parameter)
-        and x.is_cpu
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and not is_transformed()
-    )
-
-
 def is_traced(x: Tensor) -> bool:
     """Say whether a graph is made of the call, which an operator of ours can be part of."""
-    if not x.is_cpu or x.dtype not in DTYPES:
-        return False
     if torch.compiler.is_compiling():
-        return True
-    tracing = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
-    return bool(tracing or isinstance(x, FakeTensor)) and not is_transformed()
-
-
-def is_transformed() -> bool:
-    """Say whether `torch.func` or forward mode is at work."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+        tracing = True
+    else:
+        modes = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
+        transformed = peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+        tracing = bool(modes or isinstance(x, FakeTensor)) and not transformed
+    return tracing and x.is_cpu and x.dtype in DTYPES

@@ -22,6 +22,7 @@ def normalise(call: Call, t: Tensors) -> Tensor:
 
 def gradients(call: Call, t: Tensors, dy: Tensor, statistics: list[Tensor]) -> list[Tensor | None]:
     """Return dx, dweight, dbias and dresidual; in a graph where gradients are recorded."""
+    call = Call(*call)
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: derivatives of the result reach x, but not what x was computed from.

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastbn.torch import _direct, _formulas, _traced
-from fastbn.torch._call import Call, Tensors, is_plain, is_traced
+from fastbn.torch._call import Call, Tensors, is_traced
+
+#: Elements. Of less than this, with nothing fused, PyTorch's own functions make fewer detours.
+SMALL = 2048
 
 
 def batch_norm(
@@ -75,8 +80,12 @@ def batch_norm(
     """
     if training and not is_first_time():
         running_mean = running_var = None
-    call = Call("batch", (), training, momentum, eps, activation, negative_slope)
-    return _normalise(call, Tensors(input, weight, bias, residual, running_mean, running_var))
+    if is_small(input, activation, residual):
+        return functional.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    call = "batch", (), training, momentum, eps, activation, negative_slope
+    return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
 
 
 def layer_norm(
@@ -131,8 +140,10 @@ def layer_norm(
     >>> fastbn.torch.layer_norm(x, [2], eps=1e-12).tolist()
     [[-1.0, 1.0], [-1.0, 1.0]]
     """
-    call = Call("layer", tuple(normalized_shape), True, 0.0, eps, activation, negative_slope)
-    return _normalise(call, Tensors(input, weight, bias, residual))
+    if is_small(input, activation, residual):
+        return functional.layer_norm(input, normalized_shape, weight, bias, eps)
+    call = "layer", tuple(normalized_shape), True, 0.0, eps, activation, negative_slope
+    return _normalise(call, (input, weight, bias, residual, None, None))
 
 
 def rms_norm(
@@ -186,8 +197,10 @@ def rms_norm(
     >>> fastbn.torch.rms_norm(torch.tensor([[2.0, -2.0]]), [2], eps=1e-12).tolist()
     [[1.0, -1.0]]
     """
-    call = Call("rms", tuple(normalized_shape), True, 0.0, eps, activation, negative_slope)
-    return _normalise(call, Tensors(input, weight, None, residual))
+    if is_small(input, activation, residual):
+        return functional.rms_norm(input, normalized_shape, weight, eps)
+    call = "rms", tuple(normalized_shape), True, 0.0, eps, activation, negative_slope
+    return _normalise(call, (input, weight, None, residual, None, None))
 
 
 def group_norm(
@@ -242,8 +255,10 @@ def group_norm(
     >>> fastbn.torch.group_norm(x, 2, eps=1e-12).tolist()
     [[[-1.0, 1.0], [-1.0, 1.0]]]
     """
-    call = Call("group", (num_groups,), True, 0.0, eps, activation, negative_slope)
-    return _normalise(call, Tensors(input, weight, bias, residual))
+    if is_small(input, activation, residual):
+        return functional.group_norm(input, num_groups, weight, bias, eps)
+    call = "group", (num_groups,), True, 0.0, eps, activation, negative_slope
+    return _normalise(call, (input, weight, bias, residual, None, None))
 
 
 def instance_norm(
@@ -308,27 +323,37 @@ def instance_norm(
     """
     if use_input_stats and not is_first_time():
         running_mean = running_var = None
+    if is_small(input, activation, residual):
+        return functional.instance_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
     # With the same statistics for all samples this is batch norm.
     norm = "instance" if use_input_stats else "batch"
-    call = Call(norm, (), use_input_stats, momentum, eps, activation, negative_slope)
-    return _normalise(call, Tensors(input, weight, bias, residual, running_mean, running_var))
+    call = norm, (), use_input_stats, momentum, eps, activation, negative_slope
+    return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
 
 
 def is_first_time() -> bool:
     """Say whether autograd is not running backward, as it is where a checkpoint recomputes."""
-    return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+    return is_compiling() or torch._C._current_graph_task_id() == -1
 
 
-def _normalise(call: Call, t: Tensors) -> Tensor:
-    if is_plain(t.x):
+def is_small(x: Tensor, activation: str | None, residual: Tensor | None) -> bool:
+    """Say whether the call is left to PyTorch, as its overhead would be most of its time."""
+    return activation is None and residual is None and not is_compiling() and x.numel() < SMALL
+
+
+def _normalise(call: tuple, t: tuple) -> Tensor:
+    # Plain tuples: to name their parts would take longer than the call may.
+    if not is_compiling() and _direct.is_plain(t[0]):
         try:
             return _direct.normalise(call, t)
         except (TypeError, ValueError):
             # Refused, before anything was written: PyTorch's function takes it, or has its
             # own words for the error.
-            return _formulas.normalise(call, t)
-    if is_traced(t.x) and (t.residual is None or t.residual.shape == t.x.shape):
-        return _traced.normalise(call, t)
+            return _formulas.normalise(Call(*call), Tensors(*t))
+    if is_traced(t[0]) and (t[3] is None or t[3].shape == t[0].shape):
+        return _traced.normalise(Call(*call), Tensors(*t))
     if has_torch_function_variadic(*t):
         return handle_torch_function(_normalise, t, call, t)
-    return _formulas.normalise(call, t)
+    return _formulas.normalise(Call(*call), Tensors(*t))

@@ -1,22 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# cython: language_level=3
-"""Tensors -> arrays over the same memory, in a tenth of a microsecond.
-
-PyTorch's own `Tensor.numpy()` takes as long as a small call's computation, refuses a
-tensor that requires a gradient, and knows no bfloat16. DLPack has a table of C functions
-for the purpose (`__dlpack_c_exchange_api__`); its types are declared here, so that the
-build needs no PyTorch.
-
-May: describe memory as an array that keeps its tensor alive. May not: copy, compute.
-"""
-cimport numpy as cnp
-from cpython.pycapsule cimport PyCapsule_GetPointer
-from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-
-import numpy as np
-
-cnp.import_array()
+# Tensors -> arrays over the same memory, in a tenth of a microsecond. PyTorch's own
+# `Tensor.numpy()` takes as long as a small call computes, refuses a tensor that requires a
+# gradient, and knows no bfloat16. DLPack has a table of C functions for the purpose
+# (`__dlpack_c_exchange_api__`); its types are declared here, so that the build needs no
+# PyTorch. May describe memory as an array that keeps its tensor alive; may not copy. A
+# part of _direct.pyx.
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewFromDescr(
@@ -31,7 +19,7 @@ cdef enum:
     MAX_DIMENSIONS = 64
 
 # The beginning of DLPack's types, as far as it is used.
-ctypedef struct Tensor:
+ctypedef struct Description:
     char* data
     int32_t device, device_number
     int32_t ndim
@@ -47,23 +35,22 @@ ctypedef struct Table:
     void* allocate
     void* take
     void* give
-    int (*describe)(void* tensor, Tensor* description) except -1
+    int (*describe)(void* tensor, Description* description) except -1
 
-cdef const Table* table = NULL
-cdef object float16 = np.dtype(np.float16)
-cdef object float32 = np.dtype(np.float32)
-cdef object float64 = np.dtype(np.float64)
-cdef object bfloat16 = None     # ml_dtypes is imported when the first one comes
-
-
-def use(capsule):
-    """Take the table of functions that the type of tensors has."""
-    global table
+cdef const Table* table_of(tensor) except NULL:
+    cdef object capsule = tensor.__dlpack_c_exchange_api__
     cdef const Table* found = <const Table*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
     if found.major != VERSION:
         raise ImportError(f"fastbn.torch knows version {VERSION} of DLPack, PyTorch has "
                           f"version {found.major}")
-    table = found
+    return found
+
+
+cdef const Table* table = table_of(Tensor)
+cdef object float16 = np.dtype(np.float16)
+cdef object float32 = np.dtype(np.float32)
+cdef object float64 = np.dtype(np.float64)
+cdef object bfloat16 = None     # ml_dtypes is imported when the first one comes
 
 
 cdef object brain_type():
@@ -78,7 +65,7 @@ cdef object brain_type():
     return bfloat16
 
 
-cdef object type_of(const Tensor* t):
+cdef object type_of(const Description* t):
     if t.lanes == 1 and t.code == REAL and t.bits == 32:
         return float32
     if t.lanes == 1 and t.code == REAL and t.bits == 64:
@@ -90,13 +77,13 @@ cdef object type_of(const Tensor* t):
     return None
 
 
-def array(tensor):
+cpdef array(tensor):
     """Return an array over the memory of a tensor on the CPU; None for None."""
     if tensor is None:
         return None
     if tensor.is_neg():     # the imaginary part of a conjugate: its memory has the other sign
         tensor = tensor.resolve_neg()
-    cdef Tensor t
+    cdef Description t
     cdef cnp.npy_intp[MAX_DIMENSIONS] strides
     cdef Py_ssize_t size
     cdef int axis
