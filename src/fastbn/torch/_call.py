@@ -44,7 +44,9 @@ class Tensors(NamedTuple):
 
 def empty_output(norm: str, x: Tensor) -> Tensor:
     """Return memory for `y` or `dx`, in the order in which PyTorch's own norms return it."""
-    if norm in ("layer", "instance") or x.is_contiguous():
+    if x.is_contiguous():
+        return torch.empty_like(x)
+    if norm in ("layer", "instance"):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     return torch.empty_like(x, memory_format=suggest_memory_format(x))
 

@@ -42,7 +42,7 @@ cpdef bint is_plain(x) except -1:
             and not is_transformed())
 
 
-def normalise(tuple call, tuple t):
+def normalise(call, t):
     """Return `y`."""
     x, weight, bias, residual, _, _ = t
     if torch.is_grad_enabled() and (
@@ -53,7 +53,7 @@ def normalise(tuple call, tuple t):
     return forward(call, t)[0]
 
 
-cpdef tuple forward(tuple call, tuple t):
+cpdef tuple forward(call, t):
     """Return `y`, and as arrays what backward needs: mean (not of rms) and invstd."""
     norm, sizes, training, momentum, eps, activation, slope = call
     x, weight, bias, residual, running_mean, running_var = t
@@ -79,7 +79,7 @@ cpdef tuple forward(tuple call, tuple t):
     return y, *saved[1:]
 
 
-cpdef list backward(tuple call, tuple t, dy, saved):
+cpdef list backward(call, t, dy, saved):
     """Return dx, dweight, dbias and dresidual; None for what the call had not."""
     norm, sizes, training, _, _, activation, slope = call
     x, weight, bias, residual = t[:4]

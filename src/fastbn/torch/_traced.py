@@ -48,7 +48,8 @@ def _forward(
     call = Call(norm, tuple(sizes), training, momentum, eps, activation, negative_slope)
     running = [None if kept is None else kept.clone() for kept in (running_mean, running_var)]
     y, *saved = _direct.forward(call, Tensors(x, weight, bias, residual, *running))
-    mean, invstd = [_nothing(x), *map(torch.from_numpy, saved)][-2:]
+    # Arrays of statistics lie in memory as x does; what a graph is told has one order.
+    mean, invstd = [_nothing(x), *(torch.from_numpy(a).contiguous() for a in saved)][-2:]
     return y, mean, invstd, *(_nothing(x) if kept is None else kept for kept in running)
 
 

@@ -63,18 +63,20 @@ def convert(model: Model, *, fuse: bool = False) -> Model:
     return fusion.fused(model) if fuse else model
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """Undo `convert`.
+def restore(model: Model) -> Model:
+    """Undo `convert`, in place.
 
     Parameters
     ----------
     model : Module
-        What `convert` returned. Training, loading and copying since then are kept.
+        What `convert` returned, or a copy of it. Training and loading since then are kept.
 
     Returns
     -------
     Module
-        The model that was given to `convert`, with PyTorch's modules.
+        `model`, with PyTorch's modules. A graph module stays one, with additions and
+        activations of their own again; the model it was made from, which has the same
+        modules, is restored with it.
 
     Examples
     --------
@@ -83,7 +85,7 @@ def restore(model: nn.Module) -> nn.Module:
     >>> type(fastbn.torch.restore(model)[0])
     <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-    model = fusion.separated(model)
+    fusion.separated(model)
     for module in model.modules():
         module.__class__ = BACK.get(type(module), type(module))
     return model

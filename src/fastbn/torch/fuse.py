@@ -25,7 +25,6 @@ RELUS: tuple[Any, ...] = (functional.relu, functional.relu_, torch.relu, torch.r
                           "relu_")  # fmt: skip
 IN_PLACE = {getattr(operator, name) for name in dir(operator)
             if name.startswith("i") and hasattr(operator, f"__{name}__")}  # fmt: skip
-ORIGINAL = "fastbn.original"
 
 
 class _Tracer(fx.Tracer):
@@ -46,18 +45,29 @@ def fused(model: Model) -> Model | fx.GraphModule:
         return model
     made = fx.GraphModule(model, graph, type(model).__name__)
     _fuse(made)
-    made.meta[ORIGINAL] = model
     return made
 
 
-def separated(model: nn.Module) -> nn.Module:
-    """Return the model that `fused` was given, in the modes of the graph module."""
-    original = getattr(model, "meta", {}).get(ORIGINAL)
-    if original is None:
-        return model
-    for name, module in model.named_modules():
-        original.get_submodule(name).training = module.training
-    return original
+def separated(model: nn.Module) -> None:
+    """Put the additions and activations of a fused graph back beside their batch norms."""
+    if not isinstance(model, fx.GraphModule):
+        return
+    for norm in model.graph.nodes:
+        if norm.kwargs.get("activation") and _has_type(model, norm, BATCH_NORMS):
+            _separate(norm)
+    model.recompile()
+
+
+def _separate(norm: fx.Node) -> None:
+    users, residual, last = list(norm.users), norm.kwargs.get("residual"), norm
+    norm.kwargs = {}
+    if residual is not None:
+        with norm.graph.inserting_after(last):
+            last = norm.graph.call_function(operator.add, (norm, residual))
+    with norm.graph.inserting_after(last):
+        last = norm.graph.call_function(functional.relu, (last,))
+    for user in users:
+        user.replace_input_with(norm, last)
 
 
 def _graph(model: nn.Module) -> fx.Graph:
@@ -110,12 +120,17 @@ def _is_batch_norm(made: fx.GraphModule, node: fx.Node) -> bool:
 def _is_relu(made: fx.GraphModule, node: fx.Node | None) -> bool:
     if node is None:
         return False
-    return node.target in RELUS or _has_type(made, node, (nn.ReLU,))
+    return _calls(node, RELUS) or _has_type(made, node, (nn.ReLU,))
+
+
+def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
+    # A module's name could be the name of a method.
+    return node.op in ("call_function", "call_method") and node.target in targets
 
 
 def _is_addition(made: fx.GraphModule, norm: fx.Node, node: fx.Node | None) -> bool:
     """Say whether `norm` and another tensor are added, which can be done where `node` is."""
-    if node is None or node.target not in ADDITIONS or len(node.args) != 2:
+    if node is None or not _calls(node, ADDITIONS) or len(node.args) != 2:
         return False
     if set(node.kwargs) - {"inplace"} or not all(isinstance(a, fx.Node) for a in node.args):
         return False

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""fastbn.torch's functions beside PyTorch's: on its own samples, and their derivatives."""
+
+import threading
+
+import numpy as np
+import pytest
+from tensors import NAMES, OPS, assert_same, cloned, function, kernels, results, torch  # noqa: F401
+from torch.nn import functional as theirs
+from torch.utils.checkpoint import checkpoint
+
+import fastbn
+import fastbn.torch
+from fastbn.torch import _direct, _formulas
+
+pytestmark = [
+    pytest.mark.usefixtures("kernels"),
+    # PyTorch's own, of its forward mode.
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+#: A call of each function with tensors x, weight, bias of six channels, or features.
+CALLS = {
+    "batch_norm": lambda f, x, w, b, **k: f.batch_norm(x, None, None, w, b, True, **k),
+    "layer_norm": lambda f, x, w, b, **k: f.layer_norm(x, x.shape[-1:], w, b, **k),
+    "rms_norm": lambda f, x, w, b, **k: f.rms_norm(x, x.shape[-1:], w, 1e-5, **k),
+    "group_norm": lambda f, x, w, b, **k: f.group_norm(x, 3, w, b, **k),
+    "instance_norm": lambda f, x, w, b, **k: f.instance_norm(x, weight=w, bias=b, **k),
+}
+ACTIVATIONS = {
+    None: lambda y: y,
+    "relu": theirs.relu,
+    "leaky_relu": lambda y: theirs.leaky_relu(y, 0.2),
+    "silu": theirs.silu,
+}
+
+
+def tensors(dtype=torch.float32, seed=0, shape=(4, 6, 5, 6)):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = shape, (shape[1],), (shape[1],)
+    return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+
+
+@pytest.fixture
+def no_way_back(monkeypatch):
+    """Nothing is left to PyTorch's operators."""
+
+    def refuse(*_):
+        raise AssertionError("left to PyTorch")
+
+    monkeypatch.setattr(_formulas, "normalise", refuse)
+    monkeypatch.setattr(_formulas, "gradients", refuse)
+
+
+# ---- PyTorch's samples ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_samples(name, dtype):
+    for sample in OPS[name].sample_inputs("cpu", dtype, requires_grad=True):
+        found = []
+        for call in function(name), OPS[name]:
+            args = [cloned(a) for a in (sample.input, *sample.args)]
+            kwargs = {k: cloned(v) for k, v in sample.kwargs.items()}
+            found.append(results(lambda: call(*args, **kwargs), [*args, *kwargs.values()]))  # noqa: B023
+        assert_same(*found, dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_errors(name):
+    for case in OPS[name].error_inputs("cpu") if OPS[name].error_inputs_func else ():
+        sample = case.sample_input
+        with pytest.raises(case.error_type, match=case.error_regex):
+            function(name)(sample.input, *sample.args, **sample.kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_derivatives(name):
+    op = OPS[name]
+    for sample in list(op.sample_inputs("cpu", torch.float64, requires_grad=True))[:5]:
+        given = [sample.input, *sample.args, *sample.kwargs.values()]
+        names = list(sample.kwargs)
+        places = [i for i, a in enumerate(given) if isinstance(a, torch.Tensor) and a.requires_grad]
+
+        def call(*changed):
+            changed = dict(zip(places, changed, strict=True))  # noqa: B023
+            values = [changed.get(i, cloned(a)) for i, a in enumerate(given)]  # noqa: B023
+            plain = len(values) - len(names)  # noqa: B023
+            kwargs = dict(zip(names, values[plain:], strict=True))  # noqa: B023
+            return function(name)(*values[:plain], **kwargs)
+
+        wanted = [given[i] for i in places]
+        assert torch.autograd.gradcheck(
+            call, wanted, check_batched_grad=op.check_batched_grad,
+            check_forward_ad=op.supports_forward_ad, fast_mode=True,
+        )  # fmt: skip
+        assert torch.autograd.gradgradcheck(call, wanted, fast_mode=True)
+
+
+# ---- the kernels ------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_way_back")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bits_are_those_of_the_arrays(name, layout, dtype):
+    x, weight, bias = (t.detach() for t in tensors(dtype))
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "sliced":
+        x = x.repeat(1, 1, 2, 2)[::2, :, ::2, ::2]
+    elif layout == "expanded":
+        x = x[:1].expand(4, -1, -1, -1)
+    x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+    y = CALLS[name](fastbn.torch, x, weight, bias)
+    y.backward(torch.ones_like(y))
+    arrays = [_direct.array(t) for t in (x, weight, bias)]
+    mine = {
+        "batch_norm": lambda f, x, w, b: f(x, w, b),
+        "layer_norm": lambda f, x, w, b: f(x, 6, w, b),
+        "rms_norm": lambda f, x, w, b: f(x, 6, w, 1e-5),
+        "group_norm": lambda f, x, w, b: f(x, 3, w, b),
+        "instance_norm": lambda f, x, w, b: f(x, w, b),
+    }[name](getattr(fastbn, f"{name}_forward"), *arrays)
+    np.testing.assert_array_equal(_direct.array(y), mine[0])
+    given = np.ones_like(arrays[0]), arrays[0], *mine[1:]
+    sizes = {"layer_norm": (6,), "rms_norm": (6,), "group_norm": (3,)}.get(name, ())
+    gradients = getattr(fastbn, f"{name}_backward")(*given, *sizes, arrays[1])
+    for tensor, gradient in zip((x, weight, bias), gradients, strict=False):
+        np.testing.assert_array_equal(_direct.array(tensor.grad), gradient)
+        assert tensor.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_fused(name, activation, residual, dtype):
+    found = []
+    for f in fastbn.torch, theirs:
+        x, weight, bias = tensors(dtype)
+        given = [x, weight] if name == "rms_norm" else [x, weight, bias]
+        added = torch.full_like(x, 0.3, requires_grad=True) if residual else None
+        if f is theirs:
+            with torch.no_grad():
+                given = [t.double().requires_grad_() for t in given]
+                added = added.double().requires_grad_() if residual else None
+            y = CALLS[name](theirs, *(given if len(given) == 3 else [*given, None]))
+            y = ACTIVATIONS[activation](y + added if residual else y)
+        else:
+            y = CALLS[name](
+                f, x, weight, bias, activation=activation, negative_slope=0.2, residual=added
+            )
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape))
+        everything = [y, *(t.grad for t in given), *([added.grad] if residual else [])]
+        found.append([t.detach().to(dtype) for t in everything])
+    assert_same(*found, dtype)
+
+
+@pytest.mark.parametrize("activation", ["silu", "leaky_relu"])
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivatives_of_fused_calls(name, activation):
+    x, weight, bias = tensors(torch.float64, shape=(3, 3, 2, 3))
+    residual = torch.randn_like(x).requires_grad_()
+
+    def call(x, weight, residual):
+        return CALLS[name](fastbn.torch, x, weight, bias, activation=activation, residual=residual)
+
+    for check in torch.autograd.gradcheck, torch.autograd.gradgradcheck:
+        assert check(call, (x, weight, residual), fast_mode=True)
+
+
+def test_frozen_statistics_have_second_derivatives():
+    x, weight, bias = tensors(torch.float64, shape=(3, 2, 4))
+    mean, var = torch.randn(2, dtype=torch.float64), torch.rand(2, dtype=torch.float64) + 0.5
+
+    def call(*given):
+        return fastbn.torch.batch_norm(given[0], mean, var, *given[1:], activation="silu")
+
+    assert torch.autograd.gradcheck(call, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(call, (x, weight, bias))
+
+
+def test_a_residual_of_another_shape_is_added_as_pytorch_does():
+    x, weight, bias = tensors()
+    other = torch.randn(6, 1, 1)
+    y = fastbn.torch.batch_norm(x, None, None, weight, bias, True, residual=other)
+    expected = theirs.batch_norm(x, None, None, weight, bias, True) + other
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_unknown_activation(call):
+    with pytest.raises(ValueError, match=r"activation: expected None, 'relu', .*got 'tanh'"):
+        call(fastbn.torch, *tensors(), activation="tanh")
+
+
+# ---- memory -------------------------------------------------------------------------------
+
+
+def test_memory_is_shared():
+    for dtype in DTYPES:
+        x = torch.zeros(3, 4, dtype=dtype).t()[1:]
+        a = _direct.array(x)
+        assert (a.ctypes.data, a.shape) == (x.data_ptr(), x.shape)
+        assert a.strides == tuple(s * x.itemsize for s in x.stride())
+        a[...] = 1
+        assert x.eq(1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_memory_format_is_that_of_pytorch(name):
+    x = torch.randn(4, 6, 8, 6)
+    layouts = [
+        x, x.to(memory_format=torch.channels_last), x.permute(0, 2, 1, 3)[:, :6],
+        x[:, :, ::2], x.to(memory_format=torch.channels_last)[:, :, ::2],
+        x[:1].expand(4, 6, 8, 6), x[0].movedim(0, 2).unsqueeze(0).movedim(3, 1),
+        x[:, :, :, 0], x[:, :, :, 0].transpose(1, 2)[:, :6], x.unsqueeze(3),
+        x.unsqueeze(3).to(memory_format=torch.channels_last_3d),
+    ]  # fmt: skip
+    for x in layouts:
+        weight, bias = torch.ones(x.shape[-1]), torch.ones(x.shape[-1])
+        if name not in ("layer_norm", "rms_norm"):
+            weight, bias = torch.ones(x.shape[1]), torch.ones(x.shape[1])
+        y, expected = (CALLS[name](f, x, weight, bias) for f in (fastbn.torch, theirs))
+        # Of an axis of length 1 the stride means nothing.
+        steps = [
+            [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1] for t in (y, expected)
+        ]
+        assert steps[0] == steps[1], x.stride()
+        torch.testing.assert_close(y, expected)
+
+
+def test_the_imaginary_part_of_a_conjugate():
+    x = torch.randn(4, 6, 5, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    y = fastbn.torch.batch_norm(x, None, None, training=True)
+    torch.testing.assert_close(y, theirs.batch_norm(x.resolve_neg(), None, None, training=True))
+
+
+@pytest.mark.usefixtures("no_way_back")
+def test_running_statistics():
+    x = torch.randn(4, 6, 5)
+    for name, arguments in ("batch_norm", (None, None, True)), ("instance_norm", (None, None)):
+        found = []
+        for f in fastbn.torch, theirs:
+            running = torch.zeros(6), torch.ones(6)
+            y = getattr(f, name)(x, *running, *arguments, momentum=0.3)
+            fixed = getattr(f, name)(x, *running, None, None, False)
+            found.append([y, fixed, *running])
+        assert_same(*found, torch.float32)
+        assert found[0][2].abs().max() > 0
+
+
+# ---- which way a call goes ------------------------------------------------------------------
+
+
+def test_small_calls_are_pytorchs(monkeypatch):
+    monkeypatch.undo()
+    x = torch.randn(4, 6, requires_grad=True)
+    assert "NativeBatchNorm" in fastbn.torch.batch_norm(x, None, None, training=True).grad_fn.name()
+    x = torch.randn(400, 6, requires_grad=True)
+    assert "Normalise" in fastbn.torch.batch_norm(x, None, None, training=True).grad_fn.name()
+    x = torch.randn(4, 6, requires_grad=True)
+    y = fastbn.torch.batch_norm(x, None, None, training=True, activation="relu")
+    assert "Normalise" in y.grad_fn.name()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transformations(name):
+    x, weight, bias = tensors(torch.float64)
+
+    def calls(f):
+        return lambda x: CALLS[name](f, x, weight, bias)
+
+    for transformed in [
+        lambda call: torch.func.vmap(call)(torch.stack([x, 2 * x])),
+        lambda call: torch.func.jvp(call, (x,), (torch.ones_like(x),)),
+        lambda call: torch.func.grad(lambda x: call(x).pow(3).sum())(x),
+        lambda call: torch.func.vmap(torch.func.grad(lambda x: call(x).pow(3).sum()))(
+            torch.stack([x, 2 * x])
+        ),
+    ]:
+        torch.testing.assert_close(transformed(calls(fastbn.torch)), transformed(calls(theirs)))
+
+
+def test_running_statistics_are_not_mapped_over():
+    # As in PyTorch: they would have to be written by every sample at once.
+    x, running = torch.randn(3, 4, 6, 5), [torch.zeros(6), torch.ones(6)]
+    for f in fastbn.torch, theirs:
+        with pytest.raises(RuntimeError, match=r"vmap|in-place|running"):
+            torch.func.vmap(lambda x: f.batch_norm(x, *running, training=True))(x)  # noqa: B023
+
+
+def test_another_device_and_another_kind_of_tensor():
+    x = torch.randn(4, 6, 5, device="meta")
+    assert fastbn.torch.batch_norm(x, None, None, training=True).is_meta
+
+    class Seen(torch.Tensor):
+        calls = ()
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.calls += (func.__name__,)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    x = torch.randn(4, 6, 5)
+    y = fastbn.torch.batch_norm(x.as_subclass(Seen), None, None, training=True)
+    assert type(y) is Seen
+    assert Seen.calls
+    expected = theirs.batch_norm(x, None, None, training=True)
+    torch.testing.assert_close(y.as_subclass(torch.Tensor), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast(name):
+    for dtype in torch.float32, torch.bfloat16:
+        x, weight, bias = tensors(dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, expected = (CALLS[name](f, x, weight, bias) for f in (fastbn.torch, theirs))
+        assert y.dtype == expected.dtype == dtype
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_counts_once(reentrant):
+    found = []
+    for checkpoints in True, False:
+        norm = fastbn.torch.BatchNorm1d(6)
+        x = torch.linspace(0, 1, 120).view(20, 6).requires_grad_()
+        layers = torch.nn.Sequential(norm, torch.nn.Sigmoid())
+        y = checkpoint(layers, x, use_reentrant=reentrant) if checkpoints else layers(x)
+        y.square().sum().backward()
+        found.append([x.grad, norm.weight.grad, norm.running_mean, norm.running_var])
+        assert norm.num_batches_tracked == 1
+    for mine, expected in zip(*found, strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_threads_follow_pytorch():
+    before = torch.get_num_threads()
+    seen = []
+    x = torch.randn(4, 6, 5)
+
+    def look():
+        fastbn.torch.batch_norm(x, None, None, training=True)
+        seen.append(fastbn.get_num_threads())
+
+    try:
+        for count in 1, 2:
+            torch.set_num_threads(count)
+            look()
+            # A new thread has OpenMP's number, until PyTorch tells it the other.
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+            most = min(count, fastbn.get_num_threads())
+            assert seen[-2:] == [most, most]
+    finally:
+        torch.set_num_threads(before)
+    assert seen[0] == 1
