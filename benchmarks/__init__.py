@@ -14,5 +14,6 @@
     __main__.py     the command line; one process for each number of threads
 
 Run it on an idle machine: nothing else, not even an editor that compiles.
-`accuracy.py` compares errors, and test_calls.py has cases for pytest-benchmark.
+`accuracy.py` compares errors, torch_overhead.py the time of small calls of fastbn.torch, and
+test_calls.py has cases for pytest-benchmark.
 """
