@@ -55,7 +55,7 @@ def _forward(
 
 @_forward.register_fake
 def _(x, weight, bias, residual, running_mean, running_var, norm, sizes, *options):
-    statistics = torch.empty(_statistics_shape(norm, x, sizes), dtype=torch.float64)
+    statistics = x.new_empty(_statistics_shape(norm, x, sizes), dtype=torch.float64)
     running = (
         _nothing(x) if kept is None else torch.empty_like(kept)
         for kept in (running_mean, running_var)
@@ -91,9 +91,7 @@ def _backward(
 @_backward.register_fake
 def _(dy, x, weight, bias, residual, mean, invstd, norm, *options):
     dx = empty_output(norm, x)
-    parameters = (
-        _nothing(x) if p is None else torch.empty(p.shape, dtype=p.dtype) for p in (weight, bias)
-    )
+    parameters = (_nothing(x) if p is None else p.new_empty(p.shape) for p in (weight, bias))
     return dx, *parameters, _nothing(x) if residual is None else torch.empty_like(dx)
 
 
