@@ -24,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 KERNELS = ROOT / "src" / "fastbn" / "kernels"
+INCLUDE = ROOT / "src" / "fastbn" / "include"
 SHIMS = ROOT / "build" / "shims"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
@@ -77,7 +78,7 @@ def module(name: str, *, openmp: bool = False) -> Extension:
     return Extension(
         f"fastbn.{name}",
         [f"src/fastbn/{name.replace('.', '/')}.pyx"],
-        include_dirs=[np.get_include(), relative(KERNELS.parent)],
+        include_dirs=[np.get_include(), relative(KERNELS.parent), relative(INCLUDE)],
         define_macros=MACROS,
         extra_compile_args=FLAGS + (OPENMP if openmp and WANT_OPENMP else []),
         extra_link_args=OPENMP_LIBRARY if openmp and WANT_OPENMP else [],

@@ -79,7 +79,7 @@ def test_public_names():
         ["BatchNorm", "BatchStats", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm",
          "RMSNorm", "__version__", "batch_norm", "batch_norm_backward",
          "batch_norm_backward_inplace", "batch_norm_forward", "batch_stats",
-         "fold_batch_norm", "get_num_threads", "group_norm", "group_norm_backward",
+         "fold_batch_norm", "get_include", "get_num_threads", "group_norm", "group_norm_backward",
          "group_norm_forward",
          "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
          "layer_norm_backward", "layer_norm_forward", "rms_norm", "rms_norm_backward",

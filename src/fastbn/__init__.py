@@ -7,6 +7,7 @@ The public names, nothing else.
 from fastbn import _forks  # noqa: F401  It has to look before OpenMP is loaded.
 from fastbn._build import VERSION as __version__
 from fastbn._dispatch import show_config
+from fastbn._embed import get_include
 from fastbn._threads import get_num_threads, set_num_threads, threads
 from fastbn.functional import (
     batch_norm,
@@ -29,6 +30,7 @@ from fastbn.functional import (
     rms_norm_forward,
     scale_shift,
 )
+from fastbn.kernels.drivers import C_API as _C_API  # noqa: F401  PyCapsule_Import looks here.
 from fastbn.layers import BatchNorm, GroupNorm, InPlaceBatchNorm, InstanceNorm, LayerNorm, RMSNorm
 from fastbn.stats import BatchStats
 
@@ -47,6 +49,7 @@ __all__ = [
     "batch_norm_forward",
     "batch_stats",
     "fold_batch_norm",
+    "get_include",
     "get_num_threads",
     "group_norm",
     "group_norm_backward",

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 
 from fastbn import _build, _threads, _view
+from fastbn.kernels import drivers
 
 _current = ""
 
@@ -33,7 +34,9 @@ def use(level: str) -> None:
         importlib.import_module(f"fastbn.kernels._{level}_{dtype}")
         for dtype in ("float32", "float64", "float16", "bfloat16")
     ]
-    _view.use(*(module.capsule for module in modules))
+    capsules = [module.capsule for module in modules]
+    _view.use(*capsules)
+    drivers.use(*capsules)
     _current = level
 
 

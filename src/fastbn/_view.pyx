@@ -2,6 +2,7 @@
 # cython: language_level=3, cdivision=True
 """Arrays -> a view and a job: the one place that validates, and that allocates.
 
+    kernels/axes.pxi        axes -> view
     view/checks.pxi         what a caller can get wrong, found before anything is written
     view/memory.pxi         where elements are
     view/arrangement.pxi    arrays -> operands that the kernels can read
@@ -54,8 +55,6 @@ cdef extern from "kernels/environment.h":
     void fp_leave(fp_state saved)
 
 cdef enum:
-    MAX_DIMENSIONS = 64     # NumPy's own limit
-    NO_AXIS = -1
     PIECE = 128 << 20       # bytes that are copied before signals are looked at
 
 cdef enum:
@@ -97,6 +96,7 @@ cdef str to_install():
     return "" if find_spec("ml_dtypes") else "; pip install ml_dtypes, which has the type"
 
 
+include "kernels/axes.pxi"
 include "view/checks.pxi"
 include "view/memory.pxi"
 include "view/arrangement.pxi"

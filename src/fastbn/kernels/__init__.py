@@ -5,8 +5,11 @@
             |
         _view.pyx, view/        checks everything; arrays -> Job (job.pxd)
             |
-        drivers.pyx             Job -> Plan -> tasks
+        axes.pxi                axes -> View
+            |
+        drivers.pyx             Job -> Plan
         workspace.pxi           memory; jobs that a job consists of
+        phases.pxi              Plan -> phases of tasks
         team.pxi                tasks, shared out to threads
             |
         leaves.pxi              tasks -> numbers, in registers (lanes.h)
@@ -24,7 +27,10 @@ Calls go down only. A room knows the one below it and nothing above.
 4.  Siblings are views. Layer and RMS norm: a row is a channel, with features.
     Instance norm: each sample is a job. Group norm: for statistics, a group is a
     channel. Each has what it alone needs in a function or two of the leaves.
-5.  To add an operation: a leaf or a step, its place in `Leaves`, a driver, and
+5.  C comes in beside the view: call.pxi makes a Job of a call of fastbn.h, and api.pxi
+    has a caller's threads do the tasks. library.pyx and linked.pyx are drivers and
+    leaves for a library without Python.
+6.  To add an operation: a leaf or a step, its place in `Leaves`, its phases, and
     a function in `_view`. To add an element type: a branch in lanes.h and its
     name in setup.py.
 """

@@ -104,6 +104,7 @@ ctypedef struct Job:
     # coefficients: (COEFFICIENTS, channels + WRAP) numbers of the leaf's `real`.
     void* workspace
     size_t worker_size
+    void* team                  # of more than one thread: what they keep count in
     double* partial[2]
     void* coefficients
     void* prepared              # coefficients of an earlier job; NULL: there are none

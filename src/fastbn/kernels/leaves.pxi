@@ -101,19 +101,24 @@ include "features.pxi"
 include "writes.pxi"
 
 cdef Leaves leaves
-leaves.elem_size = sizeof(elem)
-leaves.real_size = sizeof(real)
-leaves.moments = moments
-leaves.merge_moments = merge_moments
-leaves.update_running = update_running
-leaves.coefficients = coefficients
-leaves.write_forward = write_forward
-leaves.gradient_sums = gradient_sums
-leaves.merge_gradients = merge_gradients
-leaves.write_gradient = write_gradient
-leaves.write_sum_gradient = write_sum_gradient
-leaves.spread_groups = spread_groups
-leaves.spread_features = spread_features
-leaves.add_samples = add_samples
 
-capsule = PyCapsule_New(&leaves, "fastbn.leaves", NULL)
+
+cdef const Leaves* filled_leaves() noexcept nogil:
+    leaves.elem_size = sizeof(elem)
+    leaves.real_size = sizeof(real)
+    leaves.moments = moments
+    leaves.merge_moments = merge_moments
+    leaves.update_running = update_running
+    leaves.coefficients = coefficients
+    leaves.write_forward = write_forward
+    leaves.gradient_sums = gradient_sums
+    leaves.merge_gradients = merge_gradients
+    leaves.write_gradient = write_gradient
+    leaves.write_sum_gradient = write_sum_gradient
+    leaves.spread_groups = spread_groups
+    leaves.spread_features = spread_features
+    leaves.add_samples = add_samples
+    return &leaves
+
+
+capsule = PyCapsule_New(<void*>filled_leaves(), "fastbn.leaves", NULL)

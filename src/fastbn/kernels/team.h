@@ -1,17 +1,26 @@
 /* SPDX-License-Identifier: BSD-3-Clause
- * What the threads of a team tell each other: atomic numbers; the time; ways to wait.
- * No loops, no decisions. */
+ * Threads, and what those of a team tell each other: atomic numbers; the time; ways to
+ * wait. No loops, no decisions. */
 #ifndef FASTBN_TEAM_H
 #define FASTBN_TEAM_H
 
 #include <stdint.h>
 #include <time.h>
 
+#define BETWEEN_QUESTIONS 0.05      /* seconds, after which the caller is asked again */
+
 #ifdef _OPENMP
 #include <omp.h>
+static inline void in_parallel(int threads, void (*member)(void *team, int me), void *team)
+{
+#pragma omp parallel num_threads(threads)
+    member(team, omp_get_thread_num());
+}
 static inline int team_size(void) { return omp_get_num_threads(); }
 static inline double team_clock(void) { return omp_get_wtime(); }
 #else
+static inline void in_parallel(int threads, void (*member)(void *team, int me), void *team)
+{ (void)threads; member(team, 0); }
 static inline int team_size(void) { return 1; }
 static inline double team_clock(void)
 { struct timespec t; timespec_get(&t, TIME_UTC); return t.tv_sec + 1e-9 * t.tv_nsec; }

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How the pieces of a phase are shared out to threads.
 
-OpenMP starts the threads; who does which piece is decided here, since a static
-schedule waits for the slowest thread and a dynamic one forgets which thread has
-which part of the tensor in its cache. What the pieces are does not depend on it.
+OpenMP starts the threads (team.h, since Cython's own parallel regions need Python);
+who does which piece is decided here, since a static schedule waits for the slowest
+thread and a dynamic one forgets which thread has which part of the tensor in its
+cache. What the pieces are does not depend on it.
 
 May: run pieces, count, wait. May not: know what a piece does. A part of drivers.pyx,
 which has the sizes and the small functions used here.
 """
-from cython.parallel cimport parallel, threadid
-from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "team.h" nogil:
+    void in_parallel(int threads, void (*member)(void* team, int me) noexcept nogil,
+                     void* team)
     int team_size()
     uint64_t atomic_read(const uint64_t* p)
     void atomic_increase(uint64_t* p)
     bint atomic_replace(uint64_t* p, uint64_t* expected, uint64_t wanted)
     double team_clock()
+    double BETWEEN_QUESTIONS
     void relax()
     void give_way()
     void nap()
@@ -26,23 +28,6 @@ cdef enum:
     RELAXED = 1000
     GIVING_WAY = RELAXED + 100
 
-cdef double BETWEEN_QUESTIONS = 0.05    # seconds
-
-
-cdef struct Sweep
-
-# `worker` is the number of the thread, whose memory the piece may use.
-ctypedef void (*Piece)(const Sweep* sweep, Py_ssize_t i, int worker) noexcept nogil
-
-cdef struct Sweep:
-    # One phase: what a piece of it does, and to what.
-    const Leaves* leaves
-    Job* job
-    Task leaf               # or
-    Operation operation     # on each sample
-    Py_ssize_t split        # pieces that a block is shared out to ...
-    Py_ssize_t span         # ... or blocks that a piece has
-
 cdef struct Share:
     # The pieces that are left of a thread's share: the first, and the one after the
     # last, 32 bits each, in one number, so that both change at once.
@@ -50,6 +35,8 @@ cdef struct Share:
     char line[56]           # no two shares on a line of the cache
 
 cdef struct Team:
+    const Phase* phase
+    Py_ssize_t start        # the first of the pieces that are shared out
     Share* shares
     int threads
     uint64_t arrived
@@ -72,10 +59,10 @@ cdef Py_ssize_t take(Share* share, bint last) noexcept nogil:
             return stop - 1 if last else start
 
 
-cdef void take_part(const Sweep* sweep, Piece piece, Py_ssize_t start, Team* team,
-                    int me) noexcept nogil:
+cdef void take_part(void* context, int me) noexcept nogil:
     # A thread's own share first, then what is left of the others', from the end: a
     # thread that the system holds up holds up one piece, not its share.
+    cdef Team* team = <Team*>context
     cdef double began = team_clock()
     cdef Py_ssize_t i, pieces = 0
     cdef int k
@@ -85,7 +72,7 @@ cdef void take_part(const Sweep* sweep, Piece piece, Py_ssize_t start, Team* tea
             i = take(&team.shares[(me + k) % team.threads], k > 0)
             if i < 0:
                 break
-            piece(sweep, start + i, me)
+            team.phase.piece(team.phase, team.start + i, me)
             pieces += 1
     atomic_increase(&team.done)
     if me == 0:
@@ -112,19 +99,18 @@ cdef void await_others(Team* team, Py_ssize_t pieces, double worked) noexcept no
         team.loss = team_clock() - began - helpers * worked
 
 
-cdef double share_out(const Sweep* sweep, Piece piece, Py_ssize_t start, Py_ssize_t stop,
-                      Share* shares) noexcept nogil:
+cdef double share_out(const Phase* phase, const Job* job, Py_ssize_t start,
+                      Py_ssize_t stop) noexcept nogil:
     # Neighbouring pieces go to one thread: in turn, two threads would fight over the
     # lines of the output that their prefetchers reach for. Each phase shares out
     # alike, so that a thread finds in its cache what it left there. Returns the loss.
-    cdef int k, threads = sweep.job.threads
-    cdef Team team = Team(shares, threads, 0, 0, 0.0)
+    cdef int k, threads = job.threads
+    cdef Team team = Team(phase, start, <Share*>job.team, threads, 0, 0, 0.0)
     cdef Py_ssize_t pieces = stop - start
     for k in range(threads):
-        shares[k].left = range_of(ceil_div(pieces * k, threads),
-                                  ceil_div(pieces * (k + 1), threads))
-    with parallel(num_threads=threads):
-        take_part(sweep, piece, start, &team, threadid())
+        team.shares[k].left = range_of(ceil_div(pieces * k, threads),
+                                       ceil_div(pieces * (k + 1), threads))
+    in_parallel(threads, take_part, &team)
     return team.loss
 
 
@@ -137,25 +123,35 @@ cdef bint asked_to_stop(const Job* job, double* asked) noexcept nogil:
     return job.stopped() != 0
 
 
-cdef int run(const Sweep* sweep, Piece piece, Py_ssize_t pieces) noexcept nogil:
+cdef int run(const Phase* phase, Job* job) noexcept nogil:
     # In stretches of bounded work: between two of them the caller may stop the job.
-    cdef Job* job = sweep.job
-    cdef Py_ssize_t stretches = minimum(pieces, ceil_div(job.bytes, STRETCH))
+    cdef Py_ssize_t pieces = phase.pieces
+    cdef Py_ssize_t stretches = minimum(pieces, maximum(1, ceil_div(job.bytes, STRETCH)))
     cdef Py_ssize_t stretch, i, start, stop = 0
-    cdef Share* shares = NULL
-    cdef double asked = team_clock()
-    cdef int status = 0
-    if job.threads > 1 and pieces > 1:
-        shares = <Share*>malloc(job.threads * sizeof(Share))    # NULL: serial, then
+    cdef double asked = team_clock() if stretches > 1 else 0.0
     for stretch in range(stretches):
         if stretch > 0 and asked_to_stop(job, &asked):
-            status = STOPPED
-            break
+            return STOPPED
         start, stop = stop, pieces * (stretch + 1) // stretches
-        if shares != NULL:
-            job.team_loss += share_out(sweep, piece, start, stop, shares)
+        if job.threads > 1 and pieces > 1:
+            job.team_loss += share_out(phase, job, start, stop)
         else:
             for i in range(start, stop):
-                piece(sweep, i, 0)
-    free(shares)
-    return status
+                phase.piece(phase, i, 0)
+    return 0
+
+
+cdef int run_phases(const Leaves* leaves, Job* whole, const Operation* operation) noexcept nogil:
+    cdef Job sample
+    cdef Job* job
+    cdef Phases phases
+    cdef Py_ssize_t turn
+    cdef int k, status
+    for turn in range(turns(whole)):
+        job = take_turn(leaves, whole, operation, turn, &sample, &phases)
+        for k in range(phases.count):
+            status = run(&phases.list[k], job)
+            if status != 0:
+                return status
+        whole.team_loss = job.team_loss
+    return 0

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The memory that a job works with, and the jobs that a job consists of.
 
-One allocation, before anything is written: a part for each worker, since threads may
-work on different samples, and what the features of layer norm need, once.
+One piece of memory: a part for each worker, since threads may work on different
+samples; what the features of layer norm need, once; and what a team keeps count in.
 
-May: allocate, and set pointers. May not: compute with elements. A part of drivers.pyx,
-which has the sizes and the small functions used here.
+May: say how much is needed, and set pointers. May not: allocate, compute with elements.
+A part of drivers.pyx, which has the sizes and the small functions used here.
 """
-
-ctypedef int (*Operation)(const Leaves* leaves, Job* job) noexcept nogil
-
 
 cdef inline size_t elements(const Job* job) noexcept nogil:
     return (<size_t>(job.view.outer * job.view.middle) * job.view.channels * job.view.inner
@@ -82,7 +79,7 @@ cdef size_t lay_out_features(const Leaves* leaves, Job* job, char* memory) noexc
     job.shares = count_shares(job)
     job.features = place
     place = on_a_line(place + length_of_share(job) * leaves.real_size)
-    if job.dweight != NULL:
+    if job.dy.data != NULL:
         job.run_sums = <double*>place
         place = on_a_line(place + 2 * job.view.channels * sizeof(double))
         job.feature_sums = <double*>place
@@ -105,9 +102,16 @@ cdef void split_samples(const Leaves* leaves, Job* job) noexcept nogil:
     job.view.channels //= job.parts
 
 
-cdef int prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
-    # The plan, and all the workspace.
-    cdef size_t workers
+cdef inline size_t size_of_team(const Job* job) noexcept nogil:
+    return job.threads * sizeof(Share) + LINE if job.threads > 1 else 0
+
+
+cdef inline size_t size_for_workers(const Job* job) noexcept nogil:
+    return (job.threads if job.samples > 1 else 1) * job.worker_size
+
+
+cdef size_t prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
+    # The plan. Returns how much memory it takes.
     cdef Job groups
     job.team_loss = 0.0
     job.fetch_next = False
@@ -118,20 +122,18 @@ cdef int prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
     if job.group > 1:
         view_groups(job, &groups)
         plan(&groups.view, leaves.elem_size, &job.group_plan)
-    workers = job.threads if job.samples > 1 else 1
     job.worker_size = lay_out(leaves, job, NULL)
-    job.workspace = malloc(workers * job.worker_size + lay_out_features(leaves, job, NULL))
-    if job.workspace == NULL:
-        return NO_MEMORY
-    lay_out(leaves, job, <char*>job.workspace)
-    lay_out_features(leaves, job, <char*>job.workspace + workers * job.worker_size)
+    return size_for_workers(job) + lay_out_features(leaves, job, NULL) + size_of_team(job)
+
+
+cdef void use_memory(const Leaves* leaves, Job* job, char* memory) noexcept nogil:
+    cdef char* place = memory + size_for_workers(job)
+    job.workspace = memory
+    lay_out(leaves, job, memory)
+    place += lay_out_features(leaves, job, place)
+    job.team = on_a_line(place)
     if job.view.features:
         leaves.spread_features(job, 0, job.view.inner)
-    return 0
-
-
-cdef inline void finish(Job* job) noexcept nogil:
-    free(job.workspace)
 
 
 cdef inline void move(const Leaves* leaves, Operand* operand, Py_ssize_t steps) noexcept nogil:

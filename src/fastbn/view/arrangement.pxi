@@ -3,76 +3,30 @@
 # docs/design.md lists what is. May copy arrays; may not compute with their elements.
 # A part of _view.pyx.
 
-cdef struct Order:
-    # The axes of x in the order of memory, but samples first, and features last.
-    int axes[MAX_DIMENSIONS]
-    int n
-    bint samples        # axes[0] counts samples, each with its own statistics
-    int outer           # axes[samples:outer] are outer, axes[outer + has_channel:] inner
-    bint has_channel    # False: there is one channel, and its axis has no place
-
-
 cdef void order_by_channel(cnp.ndarray x, int axis, int sample_axis, Order* order) noexcept:
-    cdef int i
-    order.samples = sample_axis != NO_AXIS and x.shape[sample_axis] > 1
-    order.axes[0] = sample_axis
-    order.n = order.samples + memory_order(x, 0, x.ndim, sample_axis, order.axes + order.samples)
-    order.outer = order.samples
-    order.has_channel = False
-    for i in range(order.samples, order.n):
-        if order.axes[i] == axis:
-            order.outer = i
-            order.has_channel = True
+    cdef Axes axes = axes_of(x)
+    sort_by_channel(&axes, axis, sample_axis, order)
 
 
 cdef void order_by_features(cnp.ndarray x, int kept, Order* order) noexcept:
-    # The channels are those of the first `kept` axes, the features of the others.
-    order.samples = order.has_channel = False
-    order.outer = memory_order(x, 0, kept, NO_AXIS, order.axes)
-    order.n = order.outer + memory_order(x, kept, x.ndim, NO_AXIS, order.axes + order.outer)
-
-
-cdef bint follows(cnp.ndarray a, int slow, int fast) noexcept:
-    # Do the two axes step through memory as one axis would?
-    return a.strides[slow] == a.shape[fast] * a.strides[fast]
+    cdef Axes axes = axes_of(x)
+    sort_by_features(&axes, kept, order)
 
 
 cdef bint fits(cnp.ndarray a, const Order* order) noexcept:
     # Native and aligned, and without gaps from the channel axis inwards.
-    cdef int i
-    if not cnp.PyArray_ISBEHAVED_RO(a):
-        return False
-    if order.n == 0:
-        return True
-    if order.n > order.outer and a.strides[order.axes[order.n - 1]] != a.itemsize:
-        return False
-    for i in range(order.outer + order.has_channel, order.n - 1):
-        if not follows(a, order.axes[i], order.axes[i + 1]):
-            return False
-    return True
+    cdef Axes axes = axes_of(a)
+    return cnp.PyArray_ISBEHAVED_RO(a) and gapless_inwards(&axes, order)
 
 
 cdef uint64_t breaks(cnp.ndarray a, const Order* order) noexcept:
-    # Where the outer axes do not step as one: bit i, before axes[i].
-    cdef uint64_t found = 0
-    cdef int i
-    for i in range(order.samples + 1, order.outer):
-        if not follows(a, order.axes[i - 1], order.axes[i]):
-            found |= <uint64_t>1 << i
-    return found
-
-
-cdef inline bint at_most_one_bit(uint64_t bits) noexcept:
-    return bits & (bits - 1) == 0
+    cdef Axes axes = axes_of(a)
+    return find_breaks(&axes, order)
 
 
 cdef bint groups_in_a_row(cnp.ndarray x, const Order* order) noexcept:
-    # Do the channels of a group lie side by side?
-    cdef Py_ssize_t inner = x.itemsize
-    cdef int i
-    for i in range(order.outer + order.has_channel, order.n):
-        inner *= x.shape[order.axes[i]]
-    return not order.has_channel or x.strides[order.axes[order.outer]] == inner
+    cdef Axes axes = axes_of(x)
+    return channels_in_a_row(&axes, order)
 
 
 cdef enum:
@@ -146,23 +100,12 @@ cdef class Arrangement:
     cdef int settle(self, Job* job, Py_ssize_t channels, Py_ssize_t group) except -1:
         # Copies what does not fit, and fills in the view and the operands.
         cdef cnp.ndarray x = self.arrays[X]
-        cdef int i, split = self.make_fit(group if self.arrays[DY] is None else 1)
+        cdef int split = self.make_fit(group if self.arrays[DY] is None else 1)
+        cdef Axes axes = axes_of(x)
         job.stopped = signalled
-        job.samples = x.shape[self.order.axes[0]] if self.order.samples else 1
-        job.parts = 1
-        job.group = group
-        job.view.channels = channels
-        job.view.outer = job.view.middle = job.view.inner = 1
-        job.view.features = False
+        settle_view(&axes, &self.order, split, channels, group, job)
         if cnp.PyArray_SIZE(x) == 0:
             job.view.outer = 0
-        for i in range(self.order.samples, self.order.n):
-            if i < split:
-                job.view.outer *= x.shape[self.order.axes[i]]
-            elif i < self.order.outer:
-                job.view.middle *= x.shape[self.order.axes[i]]
-            elif i >= self.order.outer + self.order.has_channel:
-                job.view.inner *= x.shape[self.order.axes[i]]
         # Backward with a residual: the gradient of the sum is written before it is read.
         job.fused = job.activation != IDENTITY
         if self.arrays[RESIDUAL] is not None:
@@ -176,23 +119,16 @@ cdef class Arrangement:
         return 0
 
     cdef int settle_features(self, Job* job) except -1:
-        # The same for features: what is outer and middle are the channels.
+        # The same for features.
         self.settle(job, 1, 1)
-        job.view.features = True
-        job.view.channels = job.view.outer * job.view.middle
-        job.period = job.view.middle
-        job.view.outer = job.view.middle = 1
-        job.x.channel, job.dy.channel, job.out.channel = (
-            job.x.middle, job.dy.middle, job.out.middle)
-        job.residual.channel, job.dy_of_y.channel = job.residual.middle, job.dy_of_y.middle
+        turn_to_features(job)
         return 0
 
     cdef int make_fit(self, Py_ssize_t group) except -1:
-        # Copies what does not fit. Returns where the outer axes are split: the view's
-        # `outer` ends there, and `middle` begins.
+        # Copies what does not fit. Returns where the outer axes are split.
         cdef Order* order = &self.order
         cdef uint64_t found = 0
-        cdef int i, split = 0
+        cdef int i
         for i in range(TENSORS):
             if self.arrays[i] is None:
                 continue
@@ -205,27 +141,14 @@ cdef class Arrangement:
             for i in range(TENSORS):
                 if self.arrays[i] is not None and breaks(self.arrays[i], order):
                     self.replace(i, False)
-        while found >> split > 1:
-            split += 1
-        return split
+        return split_at(found)
 
     cdef void describe(self, int i, const Job* job, int split, Operand* operand) noexcept:
         if self.arrays[i] is None:
             return
         cdef cnp.ndarray a = self.arrays[i]
-        cdef const Order* order = &self.order
-        cdef Py_ssize_t itemsize = a.itemsize
-        operand.data = cnp.PyArray_DATA(a)
-        operand.channel = job.view.inner
-        if order.has_channel:
-            operand.channel = a.strides[order.axes[order.outer]] // itemsize
-        operand.middle = job.view.channels * job.view.inner
-        if order.outer > order.samples:
-            operand.middle = a.strides[order.axes[order.outer - 1]] // itemsize
-        operand.outer = job.view.middle * operand.middle
-        if split:
-            operand.outer = a.strides[order.axes[split - 1]] // itemsize
-        operand.sample = a.strides[order.axes[0]] // itemsize if order.samples else 0
+        cdef Axes axes = axes_of(a)
+        settle_operand(&axes, &self.order, split, job, cnp.PyArray_DATA(a), operand)
 
     cdef object replace(self, int i, bint keep_broadcast):
         # By a gapless copy; for an output, by memory that is copied back later.
@@ -270,7 +193,8 @@ cdef object copy_into(cnp.ndarray to, cnp.ndarray source):
 
 cdef cnp.ndarray new_like(cnp.ndarray x):
     cdef int axes[MAX_DIMENSIONS]
-    return empty_in_order(x, axes, memory_order(x, 0, x.ndim, NO_AXIS, axes))
+    cdef Axes shape = axes_of(x)
+    return empty_in_order(x, axes, memory_order(&shape, 0, x.ndim, NO_AXIS, axes))
 
 
 cdef Arrangement arranged(cnp.ndarray x, cnp.ndarray dy, cnp.ndarray residual, cnp.ndarray out,

@@ -2,46 +2,13 @@
 # Where the elements of arrays are: the order of axes, overlaps, new arrays in a given
 # order. May not touch the elements. A part of _view.pyx.
 
-cdef inline Py_ssize_t magnitude(Py_ssize_t value) noexcept:
-    return -value if value < 0 else value
-
-
-cdef int memory_order(cnp.ndarray x, int first, int end, int skipped, int* order) noexcept:
-    # Those of the axes [first, end) that are longer than 1, slowest first. Equal strides
-    # keep the logical order; so does a stride of 0, which has no place of its own.
-    cdef int axis, i, place, n = 0
-    cdef Py_ssize_t stride, other
-    for axis in range(first, end):
-        if x.shape[axis] <= 1 or axis == skipped:
-            continue
-        stride = magnitude(x.strides[axis])
-        place = n
-        for i in range(n - 1, -1, -1):
-            other = magnitude(x.strides[order[i]])
-            if stride == 0 or other == 0:
-                continue
-            if other >= stride:
-                break
-            place = i
-        for i in range(n, place, -1):
-            order[i] = order[i - 1]
-        order[place] = axis
-        n += 1
-    return n
+cdef inline Axes axes_of(cnp.ndarray a) noexcept:
+    return Axes(a.ndim, <const Py_ssize_t*>a.shape, <const Py_ssize_t*>a.strides, a.itemsize)
 
 
 cdef bint overlaps_itself(cnp.ndarray a) noexcept:
-    # True unless each axis steps over all that the faster ones cover.
-    cdef int order[MAX_DIMENSIONS]
-    cdef int i, n = memory_order(a, 0, a.ndim, NO_AXIS, order)
-    cdef Py_ssize_t covered = a.itemsize
-    if cnp.PyArray_SIZE(a) == 0:
-        return False
-    for i in range(n - 1, -1, -1):
-        if magnitude(a.strides[order[i]]) < covered:
-            return True
-        covered += (a.shape[order[i]] - 1) * magnitude(a.strides[order[i]])
-    return False
+    cdef Axes axes = axes_of(a)
+    return cnp.PyArray_SIZE(a) > 0 and steps_over_itself(&axes)
 
 
 cdef void extent(cnp.ndarray a, uintptr_t* low, uintptr_t* high) noexcept:
@@ -100,14 +67,6 @@ cdef cnp.ndarray empty_in_order(cnp.ndarray like, const int* order, int n):
 
 
 # ---- some of x's axes as one, in the order of memory ------------------------------
-
-cdef bint ascending(const int* axes, int n) noexcept:
-    cdef int i
-    for i in range(1, n):
-        if axes[i] < axes[i - 1]:
-            return False
-    return True
-
 
 cdef list places(cnp.ndarray x, int first, int end, const int* axes, int n):
     # Of the axes [first, end) of x: as `axes` has them, then those of length 1.

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The functions of fastbn.h: a call as phases and tasks in the caller's memory.
+
+The memory begins with what was understood of the call, then come its vectors, then
+what drivers need. A task finds all it needs there, so tasks of a phase may run on any
+threads at the same time.
+
+May: check, set pointers, run pieces. May not: allocate, know about Python. A part of
+drivers.pyx.
+"""
+
+cdef enum:
+    BEGUN = 0x66617374      # in `State.begun`, so that other memory is noticed
+
+cdef struct State:
+    uint64_t begun
+    int phases              # of a turn
+    Request request
+
+cdef struct Jobs:
+    Job whole
+    Job sample
+
+
+cdef inline State* state_in(const void* workspace) noexcept nogil:
+    return <State*>on_a_line(<char*>workspace)
+
+
+cdef inline State* begun_in(const void* workspace) noexcept nogil:
+    # NULL: no call has begun there.
+    if workspace == NULL or state_in(workspace).begun != BEGUN:
+        return NULL
+    return state_in(workspace)
+
+
+cdef size_t memory_for(Request* r) noexcept nogil:
+    cdef size_t vectors = take_vectors(r, NULL)
+    return sizeof(State) + vectors + prepare(r.leaves, &r.job, r.operation.tensors) + 2 * LINE
+
+
+cdef int api_workspace_size(const fastbn_call* call, int workers, size_t* size) noexcept nogil:
+    cdef Request r
+    cdef int code = understand(call, workers, &r)
+    if code != FASTBN_OK:
+        return code
+    if size == NULL:
+        return FASTBN_NULL_POINTER
+    size[0] = memory_for(&r)
+    return FASTBN_OK
+
+
+cdef void find_phase(const State* state, int turn, Jobs* jobs, Phases* phases) noexcept nogil:
+    # In jobs of one's own, since phases may decide how their job writes.
+    jobs.whole = state.request.job
+    take_turn(state.request.leaves, &jobs.whole, &state.request.operation, turn, &jobs.sample,
+              phases)
+
+
+cdef int api_begin(const fastbn_call* call, int workers, void* workspace,
+                   size_t size) noexcept nogil:
+    cdef Request r
+    cdef State* state
+    cdef char* memory
+    cdef Jobs jobs
+    cdef Phases phases
+    cdef int code = understand(call, workers, &r)
+    if code != FASTBN_OK:
+        return code
+    if workspace == NULL:
+        return FASTBN_NULL_POINTER
+    if size < memory_for(&r):
+        return FASTBN_BAD_WORKSPACE
+    state = state_in(workspace)
+    memory = on_a_line(<char*>state + sizeof(State))
+    memory += take_vectors(&r, <double*>memory)
+    use_memory(r.leaves, &r.job, memory)
+    state.request = r
+    find_phase(state, 0, &jobs, &phases)
+    state.phases = phases.count
+    state.begun = BEGUN
+    return FASTBN_OK
+
+
+cdef int api_phases(const void* workspace) noexcept nogil:
+    cdef State* state = begun_in(workspace)
+    return state.phases * <int>turns(&state.request.job) if state != NULL else 0
+
+
+cdef Py_ssize_t api_tasks(const void* workspace, int phase) noexcept nogil:
+    cdef State* state
+    cdef Jobs jobs
+    cdef Phases phases
+    if not 0 <= phase < api_phases(workspace):
+        return 0
+    state = state_in(workspace)
+    find_phase(state, phase // state.phases, &jobs, &phases)
+    return phases.list[phase % state.phases].pieces
+
+
+cdef int api_run_tasks(const void* workspace, int phase, Py_ssize_t begin, Py_ssize_t end,
+                       int worker) noexcept nogil:
+    cdef State* state = begun_in(workspace)
+    cdef Jobs jobs
+    cdef Phases phases
+    cdef Phase* found
+    cdef Py_ssize_t i
+    if state == NULL:
+        return FASTBN_BAD_WORKSPACE
+    if not 0 <= phase < api_phases(workspace) or not 0 <= worker < state.request.job.threads:
+        return FASTBN_BAD_TASK
+    find_phase(state, phase // state.phases, &jobs, &phases)
+    found = &phases.list[phase % state.phases]
+    if not 0 <= begin <= end <= found.pieces:
+        return FASTBN_BAD_TASK
+    for i in range(begin, end):
+        found.piece(found, i, worker)
+    return FASTBN_OK
+
+
+cdef int api_finish(void* workspace) noexcept nogil:
+    cdef State* state = begun_in(workspace)
+    cdef Request* r
+    if state == NULL:
+        return FASTBN_BAD_WORKSPACE
+    r = &state.request
+    if r.operation.close != NULL:
+        r.operation.close(&r.job, 0, r.job.view.channels)
+    give_vectors(r)
+    state.begun = 0
+    return FASTBN_OK
+
+
+cdef int api_run(const fastbn_call* call, int threads, void* workspace,
+                 size_t size) noexcept nogil:
+    cdef int code = api_begin(call, threads, workspace, size)
+    cdef Request* r
+    if code != FASTBN_OK:
+        return code
+    r = &state_in(workspace).request
+    run_phases(r.leaves, &r.job, &r.operation)
+    return api_finish(workspace)
+
+
+cdef const char* api_error_message(int code) noexcept nogil:
+    if code == FASTBN_OK:
+        return "no error"
+    if code == FASTBN_UNKNOWN_FIELD:
+        return ("struct_size: expected sizeof(fastbn_call), and 0 in fields that this version "
+                "of fastbn does not know")
+    if code == FASTBN_NULL_POINTER:
+        return "a pointer that the operation needs is NULL"
+    if code == FASTBN_BAD_OPERATION:
+        return "norm, operation: expected an operation that the norm has"
+    if code == FASTBN_BAD_DTYPE:
+        return ("dtype, vector_dtype: expected one of FASTBN_FLOAT32 and so on; of vectors, "
+                "FASTBN_FLOAT32 or FASTBN_FLOAT64")
+    if code == FASTBN_BAD_SHAPE:
+        return "ndim, shape: expected 1 to 64 sizes of at least 1, whose product is a size"
+    if code == FASTBN_BAD_AXIS:
+        return ("channel_axis, sample_axis, normalized_ndim: expected axes of the shape, "
+                "different ones")
+    if code == FASTBN_BAD_GROUPS:
+        return "groups: expected a divisor of the number of channels"
+    if code == FASTBN_BAD_NUMBER:
+        return "eps, momentum: expected eps > 0 (inference: >= 0) and a finite momentum"
+    if code == FASTBN_ONE_VALUE:
+        return "shape: expected more than one value for each mean and variance"
+    if code == FASTBN_BAD_STRIDES:
+        return ("strides: expected a tensor without gaps from the channel axis inwards, and "
+                "outer axes that step as at most two; an output whose elements are apart")
+    if code == FASTBN_MISALIGNED:
+        return "data: expected an address that is a multiple of the size of an element"
+    if code == FASTBN_BAD_WORKERS:
+        return "workers: expected a number from 1 to 1024"
+    if code == FASTBN_BAD_WORKSPACE:
+        return "workspace: expected as much memory as workspace_size says, in which a call began"
+    if code == FASTBN_BAD_TASK:
+        return "phase, begin, end, worker: expected what phases, tasks and workers allow"
+    return "unknown error"
+
+
+cdef fastbn_api api
+
+
+cdef const fastbn_api* filled_api() noexcept nogil:
+    api.struct_size = sizeof(fastbn_api)
+    api.abi = FASTBN_ABI
+    api.version = FASTBN_VERSION
+    api.error_message = api_error_message
+    api.workspace_size = api_workspace_size
+    api.run = api_run
+    api.begin = api_begin
+    api.phases = api_phases
+    api.tasks = api_tasks
+    api.run_tasks = api_run_tasks
+    api.finish = api_finish
+    return &api

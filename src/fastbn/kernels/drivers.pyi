@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
+C_API: object
+
+def use(*capsules: object) -> None: ...

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The C interface: the bits of the Python functions, and a code for every mistake.
+
+Through ctypes; test_embed.py has what needs a compiler.
+"""
+
+import ctypes
+import math
+
+import capi
+import numpy as np
+import oracle
+import pytest
+from arrays import in_order
+from cases import SIBLINGS, Case
+
+import fastbn
+from fastbn import _dispatch
+
+# Planes and rows, tiny to long, one channel to many; enough of them for several phases and tasks.
+BATCHES = [
+    Case("batch", (17, 31)),
+    Case("batch", (5, 4, 7, 7)),
+    Case("batch", (3, 4, 33, 32)),
+    Case("batch", (1, 2, 150, 151)),
+    Case("batch", (9, 40, 60, 61)),
+    Case("batch", (4, 14, 15, 64), layout="NHWC"),
+    Case("batch", (7, 90, 5), layout="N...C"),
+    Case("batch", (6, 2, 9), layout="CHN"),
+]
+# Channels of a group that are apart in memory are copied for Python, and refused here.
+APART = Case("group", (12, 3, 5, 6), 4, "CNHW")
+CASES = [*BATCHES, *[case for case in SIBLINGS if case != APART]]
+
+
+def where(case):
+    """The fields that say what the axes of a case mean."""
+    if case.op in ("layer", "rms"):
+        return {"normalized_ndim": len(case.parameter_shape)}
+    axes = {"channel_axis": oracle.channel_axis(len(case.shape), case.layout)}
+    if case.op in ("group", "instance"):
+        axes["sample_axis"] = oracle.batch_axis(case.layout)
+    return axes | ({"groups": case.what} if case.op == "group" else {})
+
+
+def from_c(case, x, dy, weight, bias, running, runner):
+    """What `from_python` returns, by the C interface."""
+    y, dx = np.empty_like(x), np.empty_like(dy)
+    mean, invstd = np.empty(case.statistics_shape), np.empty(case.statistics_shape)
+    dweight, dbias = np.empty_like(weight), np.empty_like(weight)
+    call = capi.new_call(case.op, capi.FORWARD, x, out=y, weight=weight, bias=bias, mean=mean,
+                         invstd=invstd, **where(case), **running)  # fmt: skip
+    runner(call)
+    given = {"dy": dy, "out": dx, "weight": weight, "mean": mean, "invstd": invstd,
+             "dweight": dweight, "dbias": dbias} | where(case)  # fmt: skip
+    runner(capi.new_call(case.op, capi.BACKWARD, x, **given))
+    written = [y, mean, invstd, dx, dweight, dbias]
+    results = [*[array.copy() for array in written], *running.values()]
+    if case.op == "batch":
+        m2 = np.empty_like(mean)
+        runner(capi.new_call("batch", capi.STATISTICS, x, mean=mean, m2=m2, **where(case)))
+        results += [mean.copy(), m2]
+        runner(capi.new_call("batch", capi.INFERENCE, x, out=y, weight=weight, bias=bias,
+                             mean=mean, invstd=invstd, **where(case), **running))  # fmt: skip
+        runner(capi.new_call("batch", capi.BACKWARD_INFERENCE, x, **given))
+        results += written
+    if case.op == "rms":
+        del results[5], results[1]
+    return results
+
+
+def from_python(case, x, dy, weight, bias, running):
+    y, saved = case.forward(x, weight, bias, eps=1e-5, **running)
+    results = [y, *saved, *case.backward(dy, x, saved, weight), *running.values()]
+    if case.op == "batch":
+        stats = fastbn.batch_stats(x, layout=case.layout)
+        y, mean, invstd = fastbn.batch_norm_forward(x, weight, bias, training=False,
+                                                    layout=case.layout, **running)  # fmt: skip
+        results += [stats.mean, stats.m2, y, mean, invstd]
+        results += case.backward(dy, x, [mean, invstd], weight, training=False)
+    return results
+
+
+def same_bits(case, dtype, parameter_dtype="float32", order="C", runner=capi.run):
+    x, dy = (in_order(a, order) for a in (case.batch(dtype), case.gradient(dtype)))
+    weight, bias = case.parameters(parameter_dtype)
+    names = ["running_mean", "running_var"] if case.op in ("batch", "instance") else []
+    running = [{name: np.full(case.parameter_shape, 0.25, parameter_dtype) for name in names}
+               for _ in range(2)]  # fmt: skip
+    expected = from_python(case, x, dy, weight, bias, running[0])
+    actual = from_c(case, x, dy, weight, bias, running[1], runner)
+    assert len(actual) == len(expected)
+    for k in range(len(actual)):
+        assert actual[k].dtype == expected[k].dtype
+        assert actual[k].tobytes() == expected[k].tobytes(), (k, actual[k], expected[k])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_of_python(case, any_dtype):
+    wide = "float64" if any_dtype == "float64" else "float32"
+    same_bits(case, any_dtype, wide)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_with_other_vectors(case, dtype):
+    same_bits(case, dtype, "float32" if dtype == "float64" else "float64")
+
+
+@pytest.mark.parametrize("workers", [1, 3, 20])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_with_tasks_of_ones_own(case, workers):
+    same_bits(case, "float32", runner=lambda call: capi.run_in_tasks(call, workers))
+
+
+@pytest.mark.parametrize("case", BATCHES, ids=str)
+def test_bits_with_threads(case):
+    same_bits(case, "float32", runner=lambda call: capi.run(call, 3))
+
+
+def test_bits_on_every_level(level):
+    same_bits(CASES[2], "float32")
+    assert level in _dispatch.show_config()["isa_available"]
+
+
+@pytest.mark.parametrize("order", ["channels last", "sliced", "reversed", "second axis sliced"])
+def test_strides(order):
+    # out and dx are gapless; x and dy are not.
+    same_bits(Case("batch", (6, 4, 9, 8)), "float32", order=order)
+    same_bits(Case("instance", (6, 4, 9, 8)), "float32", order=order)
+
+
+def test_layer_norm_of_strided_rows():
+    same_bits(Case("layer", (8, 5, 33), 33), "float32", order="sliced")
+    same_bits(Case("layer", (8, 5, 33), 33), "float32", order="second axis sliced")
+
+
+def batch_call(x=None, **fields):
+    x = np.ones((4, 3, 5), np.float32) if x is None else x
+    fields = {"channel_axis": 1, "out": np.empty_like(x)} | fields
+    return capi.new_call("batch", capi.FORWARD, x, **fields)
+
+
+def code_of(call, workers=1):
+    return capi.API.workspace_size(call, workers, ctypes.c_size_t())
+
+
+def test_in_place_and_without_gaps():
+    case = Case("batch", (4, 3, 5, 6))
+    x = case.batch("float32")
+    y = fastbn.batch_norm_forward(x)[0]
+    call = batch_call(x, out=x)
+    call.x.strides = call.out.strides = None
+    capi.run(call)
+    assert x.tobytes() == y.tobytes()
+
+
+def test_what_is_not_wanted_is_left_out():
+    x = np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32)
+    y, mean, invstd = fastbn.group_norm_forward(x, 2)
+    out = np.empty_like(x)
+    kind = {"channel_axis": 1, "sample_axis": 0, "groups": 2, "out": out}
+    capi.run(capi.new_call("group", capi.FORWARD, x, **kind))
+    assert out.tobytes() == y.tobytes()
+    dx = fastbn.group_norm_backward(y, x, mean, invstd, 2)[0]
+    capi.run(capi.new_call("group", capi.BACKWARD, x, dy=y, mean=mean, invstd=invstd, **kind))
+    assert out.tobytes() == dx.tobytes()
+
+
+def test_rms_norm_has_no_mean():
+    x, mean = np.ones((2, 3), np.float32), np.full(2, 77.0)
+    capi.run(capi.new_call("rms", capi.FORWARD, x, out=x, mean=mean, normalized_ndim=1))
+    assert mean.tolist() == [77, 77]
+
+
+def test_running_statistics_wait_for_finish():
+    running = np.zeros(3, np.float32)
+    call = batch_call(running_mean=running)
+    _memory, place, size = capi.workspace_for(call)
+    assert capi.API.begin(call, 1, place, size) == capi.OK
+    for phase in range(capi.API.phases(place)):
+        tasks = capi.API.tasks(place, phase)
+        assert capi.API.run_tasks(place, phase, 0, tasks, 0) == capi.OK
+    assert running.tolist() == [0, 0, 0]
+    assert capi.API.finish(place) == capi.OK
+    assert running.tolist() == [np.float32(0.1)] * 3
+    assert capi.API.finish(place) == capi.BAD_WORKSPACE
+
+
+def test_the_callers_floating_point_environment(flushing):
+    case = Case("batch", (5, 4, 7, 7))
+    x, weight = case.batch("float32"), np.full(4, 1e-40, np.float32)
+    y = fastbn.batch_norm_forward(x, weight)[0]
+    out = np.empty_like(x)
+    call = batch_call(x, out=out, weight=weight)
+    _memory, place, size = capi.workspace_for(call)
+    flushing(True)
+    code = capi.API.run(call, 1, place, size)
+    flushing(False)
+    assert code == capi.OK
+    assert out.tobytes() == y.tobytes()
+    assert out.any()
+
+
+ROW = np.ones((4, 6), np.float32)
+MISTAKES = {
+    "no call": (None, capi.NULL_POINTER),
+    "no size": (lambda: changed(struct_size=0), capi.UNKNOWN_FIELD),
+    "norm 0": (lambda: changed(norm=0), capi.BAD_OPERATION),
+    "norm 6": (lambda: changed(norm=6), capi.BAD_OPERATION),
+    "operation 0": (lambda: changed(operation=0), capi.BAD_OPERATION),
+    "operation 6": (lambda: changed(operation=6), capi.BAD_OPERATION),
+    "inference of rows": (lambda: changed(norm=4, operation=2), capi.BAD_OPERATION),
+    "dtype 0": (lambda: changed(dtype=0), capi.BAD_DTYPE),
+    "dtype 5": (lambda: changed(dtype=5), capi.BAD_DTYPE),
+    "no dtype of vectors": (
+        lambda: changed(weight=ROW.ctypes.data, vector_dtype=0), capi.BAD_DTYPE),
+    "half vectors": (lambda: changed(weight=ROW.ctypes.data, vector_dtype=3), capi.BAD_DTYPE),
+    "no shape": (lambda: changed(shape=None), capi.NULL_POINTER),
+    "no x": (lambda: changed(x=capi.Tensor(None, None)), capi.NULL_POINTER),
+    "no out": (lambda: changed(out=capi.Tensor(None, None)), capi.NULL_POINTER),
+    "no running statistics": (lambda: changed(operation=2), capi.NULL_POINTER),
+    "no m2": (lambda: changed(operation=1), capi.NULL_POINTER),
+    "no dy": (lambda: changed(operation=4, mean=ROW.ctypes.data, invstd=ROW.ctypes.data),
+              capi.NULL_POINTER),
+    "no invstd": (lambda: changed(operation=4, mean=ROW.ctypes.data), capi.NULL_POINTER),
+    "no mean": (lambda: changed(operation=4, invstd=ROW.ctypes.data), capi.NULL_POINTER),
+    "no axes": (lambda: changed(ndim=0), capi.BAD_SHAPE),
+    "65 axes": (lambda: changed(ndim=65), capi.BAD_SHAPE),
+    "a size of 0": (lambda: changed(shape=capi.sizes([4, 0, 5])), capi.BAD_SHAPE),
+    "a size below 0": (lambda: changed(shape=capi.sizes([4, 3, -5])), capi.BAD_SHAPE),
+    "sizes that overflow": (lambda: changed(shape=capi.sizes([2**40, 3, 2**40])), capi.BAD_SHAPE),
+    "channel axis 3": (lambda: changed(channel_axis=3), capi.BAD_AXIS),
+    "channel axis -1": (lambda: changed(channel_axis=-1), capi.BAD_AXIS),
+    "samples are channels": (lambda: changed(norm=2, sample_axis=1), capi.BAD_AXIS),
+    "no axes of rows": (lambda: changed(norm=4), capi.BAD_AXIS),
+    "more axes of rows": (lambda: changed(norm=5, normalized_ndim=4), capi.BAD_AXIS),
+    "no groups": (lambda: changed(norm=3), capi.BAD_GROUPS),
+    "2 groups of 3": (lambda: changed(norm=3, groups=2), capi.BAD_GROUPS),
+    "eps 0": (lambda: changed(eps=0.0), capi.BAD_NUMBER),
+    "eps NaN": (lambda: changed(eps=math.nan), capi.BAD_NUMBER),
+    "momentum": (lambda: changed(momentum=math.inf), capi.BAD_NUMBER),
+    "one value": (lambda: batch_call(np.ones((1, 60, 1), np.float32)), capi.ONE_VALUE),
+    "channels of a group apart": (
+        lambda: capi.new_call("group", capi.FORWARD, APART.batch("float32"),
+                              out=APART.batch("float32"), **where(APART)), capi.BAD_STRIDES),
+    "a crop": (lambda: strided(15, 5, 2), capi.BAD_STRIDES),
+    "two breaks": (lambda: batch_call(np.ones((8, 8, 3, 3, 5), np.float32)[::2, ::2, ::2],
+                                      channel_axis=3), capi.BAD_STRIDES),
+    "an output on itself": (lambda: changed(out=capi.Tensor(ROW.ctypes.data,
+                                                            capi.sizes([0, 5, 1]))),
+                            capi.BAD_STRIDES),
+    "misaligned": (lambda: changed(x=capi.Tensor(ROW.ctypes.data + 2, None)), capi.MISALIGNED),
+}  # fmt: skip
+
+
+def changed(**fields):
+    call = batch_call()
+    for name, value in fields.items():
+        setattr(call, name, value)
+    return call
+
+
+def strided(*strides):
+    call = batch_call()
+    call.x.strides = capi.sizes(strides)
+    return call
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake):
+    make, code = MISTAKES[mistake]
+    call = make and make()
+    size = ctypes.c_size_t(77)
+    assert capi.API.workspace_size(call, 1, size) == code
+    assert size.value == 77
+    memory = np.zeros(1 << 16, np.uint8)
+    assert capi.API.begin(call, 1, memory.ctypes.data, memory.size) == code
+    assert capi.API.run(call, 1, memory.ctypes.data, memory.size) == code
+    assert not memory.any()
+    assert capi.API.phases(memory.ctypes.data) == 0
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1025])
+def test_workers(workers):
+    assert code_of(batch_call(), workers) == capi.BAD_WORKERS
+
+
+def test_workspace():
+    call = batch_call()
+    _memory, place, size = capi.workspace_for(call)
+    api = capi.API
+    assert api.workspace_size(call, 1, None) == capi.NULL_POINTER
+    assert api.begin(call, 1, None, size) == capi.NULL_POINTER
+    assert api.begin(call, 1, place, size - 1) == capi.BAD_WORKSPACE
+    assert api.run_tasks(place, 0, 0, 1, 0) == capi.BAD_WORKSPACE
+    assert api.run_tasks(None, 0, 0, 1, 0) == capi.BAD_WORKSPACE
+    assert api.finish(place) == capi.BAD_WORKSPACE
+    assert api.phases(None) == 0
+
+
+def test_tasks():
+    call = batch_call()
+    _memory, place, size = capi.workspace_for(call, 2)
+    api = capi.API
+    assert api.begin(call, 2, place, size) == capi.OK
+    phases, tasks = api.phases(place), api.tasks(place, 0)
+    for phase, begin, end, worker in [
+        (-1, 0, 1, 0), (phases, 0, 1, 0), (0, -1, 1, 0), (0, 1, 0, 0), (0, 0, tasks + 1, 0),
+        (0, 0, 1, -1), (0, 0, 1, 2),
+    ]:  # fmt: skip
+        assert api.run_tasks(place, phase, begin, end, worker) == capi.BAD_TASK
+    assert api.tasks(place, phases) == api.tasks(place, -1) == 0
+    assert api.run_tasks(place, 0, 0, 0, 1) == capi.OK
+
+
+def test_workers_have_memory_of_their_own():
+    x = np.random.default_rng(0).normal(size=(8, 6, 5, 7)).astype(np.float32)
+    call = capi.new_call("group", capi.FORWARD, x, out=x, channel_axis=1, sample_axis=0, groups=2,
+                         mean=np.empty((8, 2)), invstd=np.empty((8, 2)))  # fmt: skip
+    memory, place, size = capi.workspace_for(call, 2)
+    assert capi.API.begin(call, 2, place, size) == capi.OK
+    assert capi.API.phases(place) == 1
+    assert capi.API.tasks(place, 0) == 8
+    changed = []
+    for worker in 0, 1:
+        before = memory.copy()
+        assert capi.API.run_tasks(place, 0, 4 * worker, 4 * worker + 4, worker) == capi.OK
+        changed.append(set(np.flatnonzero(memory != before)))
+    assert changed[0]
+    assert changed[1]
+    assert not changed[0] & changed[1]
+
+
+def test_unaligned_workspace():
+    x = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    call = batch_call(x, out=np.empty_like(x))
+    *_, size = capi.workspace_for(call)
+    bigger = np.empty(size + 1, np.uint8)
+    assert capi.API.run(call, 1, bigger.ctypes.data + 1, size) == capi.OK
+    assert call.keep[1]["out"].tobytes() == fastbn.batch_norm_forward(x)[0].tobytes()
+
+
+def test_messages():
+    messages = [capi.API.error_message(code).decode() for code in range(-1, 17)]
+    assert messages[1] == "no error"
+    assert messages[0] == messages[-1] == messages[-2] == "unknown error"
+    known = messages[1:16]
+    assert len(set(known)) == len(known)
+    assert not any("unknown" in message for message in known)
+
+
+# ---- the ABI: these numbers never change ----------------------------------------------
+
+ABI_1 = {
+    capi.Tensor: {"data": 0, "strides": 8},
+    capi.Call: {
+        "struct_size": 0, "norm": 8, "operation": 12, "dtype": 16, "vector_dtype": 20,
+        "ndim": 24, "channel_axis": 28, "sample_axis": 32, "normalized_ndim": 36, "shape": 40,
+        "groups": 48, "eps": 56, "momentum": 64, "x": 72, "dy": 88, "out": 104, "weight": 120,
+        "bias": 128, "running_mean": 136, "running_var": 144, "dweight": 152, "dbias": 160,
+        "mean": 168, "invstd": 176, "m2": 184},
+    capi.Api: {
+        "struct_size": 0, "abi": 8, "version": 16, "error_message": 24, "workspace_size": 32,
+        "run": 40, "begin": 48, "phases": 56, "tasks": 64, "run_tasks": 72, "finish": 80},
+}  # fmt: skip
+
+
+@pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8, reason="offsets of 64-bit systems")
+@pytest.mark.parametrize("struct", ABI_1)
+def test_offsets(struct):
+    offsets = {name: getattr(struct, name).offset for name, _ in struct._fields_}
+    assert list(offsets.items())[: len(ABI_1[struct])] == list(ABI_1[struct].items())
+
+
+def test_table():
+    assert capi.API.abi == 1
+    assert capi.API.struct_size == ctypes.sizeof(capi.Api)
+    assert capi.API.version.decode() == fastbn.__version__
+
+
+def test_call_of_an_older_header():
+    # One that ended before `mean`; what follows in memory is not looked at.
+    x = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    out, invstd = np.empty_like(x), np.full(3, 77.0)
+    call = batch_call(x, out=out, invstd=invstd)
+    call.struct_size = capi.Call.mean.offset
+    capi.run(call)
+    assert out.tobytes() == fastbn.batch_norm_forward(x)[0].tobytes()
+    assert invstd.tolist() == [77] * 3
+
+
+def test_call_of_a_newer_header():
+    class Newer(ctypes.Structure):
+        _fields_ = [("call", capi.Call), ("field", ctypes.c_double)]
+
+    newer = Newer(batch_call(np.ones((4, 3, 5), np.float32)), 0.0)
+    newer.call.struct_size = ctypes.sizeof(Newer)
+    assert code_of(newer.call) == capi.OK
+    newer.field = 1.0
+    assert code_of(newer.call) == capi.UNKNOWN_FIELD
