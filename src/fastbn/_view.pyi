@@ -27,6 +27,7 @@ class Prepared:
     def __init__(
         self,
         x: NDArray,
+        channels: int,
         running_mean: Kept,
         running_var: Kept,
         weight: Vector | None,

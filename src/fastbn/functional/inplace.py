@@ -18,22 +18,24 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Floating, Gradients, Kept, Vector
 
 
-def check_invertible(
-    weight: Vector | None, activation: Activation | None, negative_slope: float
-) -> None:
-    """Raise unless `x` can be told from `y`."""
+def check_activation(activation: Activation | None, negative_slope: float) -> None:
+    """Raise unless the activation can be undone."""
     if _view.check_activation(activation) not in (None, "leaky_relu"):
         raise ValueError(
             f"activation: expected one that can be undone, None or 'leaky_relu', got {activation!r}"
         )
-    if activation is not None and not _view.check_slope(negative_slope) > 0.0:
+    if not _view.check_slope(negative_slope) > 0.0 and activation is not None:
         raise ValueError(
             "negative_slope: expected more than 0, so that the activation can be undone, "
             f"got {negative_slope!r}"
         )
+
+
+def check_weight(weight: Vector | None, channels: int) -> None:
+    """Raise unless `weight` can be undone."""
     if weight is None:
         return
-    _view.check_array(weight, "weight")
+    _view.check_vector(weight, "weight", channels)
     unfit = np.flatnonzero((weight == 0) | ~np.isfinite(weight))
     if unfit.size:
         raise ValueError(
@@ -114,13 +116,16 @@ def batch_norm_backward_inplace(
     """
     channels = _view.count_channels(y, layout, "y")
     _view.check_like(dy, "dy", y, "y")
-    _view.check_vector(invstd, "invstd", channels)
-    check_invertible(weight, activation, negative_slope)
+    if 0 < y.size == channels:
+        raise ValueError(f"y: expected more than one value per channel, got shape {y.shape}")
+    _view.check_parameter(invstd, "invstd", (channels,))
+    check_activation(activation, negative_slope)
+    check_weight(weight, channels)
     dtype = np.dtype(np.float64 if y.dtype == np.float64 else np.float32)
     signed, shift = np.ones(channels), np.zeros(channels)
     if weight is not None:
-        dtype = weight.dtype
-        signed = _view.check_vector(weight, "weight", channels).astype(np.float64)
+        dtype = weight.dtype.newbyteorder("=")
+        signed = weight.astype(np.float64)
     if bias is not None:
         shift = _view.check_vector(bias, "bias", channels).astype(np.float64)
     # A batch norm of z, whose mean is the bias and whose deviation is the size of the

@@ -192,7 +192,9 @@ class BatchNorm(TrackingLayer):
         # forgotten. Objects do not change, since another thread may be using this one.
         prepared = self._prepared
         if prepared is None or not prepared.fits(x, mean, var, weight, bias, self.eps):
-            prepared = self._prepared = _view.Prepared(x, mean, var, weight, bias, self.eps)
+            prepared = self._prepared = _view.Prepared(
+                x, self.num_features, mean, var, weight, bias, self.eps
+            )
         return _view.forward(
             x,
             weight,

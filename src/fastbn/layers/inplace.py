@@ -9,7 +9,7 @@ import numpy as np
 
 from fastbn import _view
 from fastbn.functional import batch_norm, batch_norm_backward_inplace, batch_norm_forward
-from fastbn.functional.inplace import check_invertible
+from fastbn.functional.inplace import check_activation, check_weight
 from fastbn.layers.base import TrackingLayer
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class InPlaceBatchNorm(TrackingLayer):
         negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        check_invertible(None, activation, negative_slope)
+        check_activation(activation, negative_slope)
         super().__init__(
             num_features,
             eps,
@@ -132,7 +132,8 @@ class InPlaceBatchNorm(TrackingLayer):
                 negative_slope=self.negative_slope,
                 out=x,
             )
-        check_invertible(self.weight, self.activation, self.negative_slope)
+        check_activation(self.activation, self.negative_slope)
+        check_weight(self.weight, self.num_features)
         _, _, invstd = batch_norm_forward(
             x,
             self.weight,

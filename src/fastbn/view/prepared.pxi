@@ -22,11 +22,11 @@ cdef class Prepared:
     def __dealloc__(self):
         free(self.coefficients)
 
-    def __init__(self, x_, running_mean, running_var, weight, bias, eps, /):
+    def __init__(self, x_, channels, running_mean, running_var, weight, bias, eps, /):
         cdef cnp.ndarray x = checked_array(x_, "x")
         cdef Arrangement vectors = Arrangement.__new__(Arrangement)
         cdef Job job
-        self.channels = len(checked_array(running_mean, "running_mean"))
+        self.channels = channels
         self.leaves = leaves_of[kind_of(x)]
         self.eps = checked_eps(eps, False)
         self.arrays = tuple([
