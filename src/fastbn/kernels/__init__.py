@@ -13,6 +13,9 @@
         team.pxi                tasks, shared out to threads
             |
         leaves.pxi              tasks -> numbers, in registers (lanes.h)
+            sums.pxi, moments.pxi, gradients.pxi    statistics, coefficients
+            writes.pxi, features.pxi                walks through what is written
+            pens.pxi, activations.pxi               the arithmetic of what is written
 
 Calls go down only. A room knows the one below it and nothing above.
 
@@ -27,10 +30,12 @@ Calls go down only. A room knows the one below it and nothing above.
 4.  Siblings are views. Layer and RMS norm: a row is a channel, with features.
     Instance norm: each sample is a job. Group norm: for statistics, a group is a
     channel. Each has what it alone needs in a function or two of the leaves.
-5.  C comes in beside the view: call.pxi makes a Job of a call of fastbn.h, and api.pxi
+5.  An activation or a residual is part of a write, and of the sums of backward. With a
+    residual backward has one phase more, which writes the residual's gradient.
+6.  C comes in beside the view: call.pxi makes a Job of a call of fastbn.h, and api.pxi
     has a caller's threads do the tasks. library.pyx and linked.pyx are drivers and
     leaves for a library without Python.
-6.  To add an operation: a leaf or a step, its place in `Leaves`, its phases, and
+7.  To add an operation: a leaf or a step, its place in `Leaves`, its phases, and
     a function in `_view`. To add an element type: a branch in lanes.h and its
     name in setup.py.
 """
