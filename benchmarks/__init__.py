@@ -14,6 +14,11 @@
     __main__.py     the command line; one process for each number of threads
 
 Run it on an idle machine: nothing else, not even an editor that compiles.
-`accuracy.py` compares errors, torch_overhead.py the time of small calls of fastbn.torch, and
-test_calls.py has cases for pytest-benchmark.
+Beside these, each of them a command of its own:
+
+    accuracy.py         errors of the variance
+    fusion.py           the cost of activations and residuals
+    memory.py           what in-place training saves
+    torch_overhead.py   the time of small calls of fastbn.torch
+    test_calls.py       cases for pytest-benchmark
 """
