@@ -36,7 +36,9 @@ def check_weight(weight: Vector | None, channels: int) -> None:
     if weight is None:
         return
     _view.check_vector(weight, "weight", channels)
-    unfit = np.flatnonzero((weight == 0) | ~np.isfinite(weight))
+    with np.errstate(all="ignore"):
+        inverse = 1.0 / weight.astype(np.float64)
+    unfit = np.flatnonzero(~np.isfinite(inverse) | (inverse == 0))
     if unfit.size:
         raise ValueError(
             "weight: expected finite numbers other than 0, without which y does not tell what x "

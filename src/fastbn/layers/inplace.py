@@ -117,8 +117,8 @@ class InPlaceBatchNorm(TrackingLayer):
         array([-1.,  1.])
         """
         _view.check_channels(x, self.layout, self.num_features)
-        self._forget()
         if not self.training:
+            self._forget()
             return batch_norm(
                 x,
                 self.running_mean,
@@ -148,7 +148,7 @@ class InPlaceBatchNorm(TrackingLayer):
             out=x,
         )
         self._count(x)
-        self._saved = (x, None, invstd)
+        self._saved, self._overwritten = (x, None, invstd), False
         return x
 
     def _gradients(
