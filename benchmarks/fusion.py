@@ -114,8 +114,9 @@ def steps(a: Fused) -> Iterator[Contender]:
         y = z.add_(given[3]).relu_() if in_place else torch.relu(z + given[3])
         return torch.autograd.grad(y, given, t.dy)
 
+    # As a whole: near 0 a rounding decides on which side of the ReLU an element is.
     for ours_, theirs_ in zip(ours(None, None), reordered(theirs(False), t), strict=True):
-        if not np.allclose(ours_, theirs_, rtol=1e-3, atol=1e-3 * np.abs(ours_).max()):
+        if np.linalg.norm(ours_ - theirs_) > 1e-2 * np.linalg.norm(ours_):
             raise RuntimeError(f"{a.case.name}: fastbn and PyTorch differ")
     yield contender("PyTorch", "peer", lambda: theirs(False), a)
     yield contender("PyTorch in place", "peer", lambda: theirs(True), a)
