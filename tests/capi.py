@@ -26,6 +26,7 @@ import fastbn
 NORMS = {"batch": 1, "instance": 2, "group": 3, "layer": 4, "rms": 5}
 STATISTICS, INFERENCE, FORWARD, BACKWARD, BACKWARD_INFERENCE = range(1, 6)
 DTYPES = {"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4}
+ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2, "silu": 3}
 (OK, UNKNOWN_FIELD, NULL_POINTER, BAD_OPERATION, BAD_DTYPE, BAD_SHAPE, BAD_AXIS, BAD_GROUPS,
  BAD_NUMBER, ONE_VALUE, BAD_STRIDES, MISALIGNED, BAD_WORKERS, BAD_WORKSPACE,
  BAD_TASK) = range(15)  # fmt: skip
@@ -49,6 +50,11 @@ class Call(Structure):
         *[(name, c_void_p) for name in (
             "weight", "bias", "running_mean", "running_var", "dweight", "dbias", "mean",
             "invstd", "m2")],
+        ("activation", c_int32),
+        ("reserved", c_int32),
+        ("negative_slope", c_double),
+        ("residual", Tensor),
+        ("dresidual", Tensor),
     ]  # fmt: skip
 
 
@@ -86,20 +92,25 @@ def tensor(array):
     return Tensor(array.ctypes.data, sizes([stride // array.itemsize for stride in array.strides]))
 
 
+TENSORS = ("dy", "out", "residual", "dresidual")
+
+
 def new_call(norm, operation, x, **fields):
-    """Arrays become pointers; `keep` keeps them alive."""
+    """Arrays become pointers, activations numbers; `keep` keeps arrays alive."""
     call = Call(struct_size=sizeof(Call), norm=NORMS[norm], operation=operation,
                 dtype=DTYPES[x.dtype.name], ndim=x.ndim, shape=sizes(x.shape), x=tensor(x),
                 eps=1e-5, momentum=0.1)  # fmt: skip
     call.keep = [x, fields]
     for name, value in fields.items():
-        if isinstance(value, np.ndarray) and name in ("dy", "out"):
+        if isinstance(value, np.ndarray) and name in TENSORS:
             value = tensor(value)
         elif isinstance(value, np.ndarray):
             assert value.flags.c_contiguous
             if name not in ("mean", "invstd", "m2"):
                 call.vector_dtype = DTYPES[value.dtype.name]
             value = value.ctypes.data
+        if name == "activation":
+            value = ACTIVATIONS[value]
         if value is not None:
             setattr(call, name, value)
     return call

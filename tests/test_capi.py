@@ -43,52 +43,72 @@ def where(case):
     return axes | ({"groups": case.what} if case.op == "group" else {})
 
 
-def from_c(case, x, dy, weight, bias, running, runner):
+def gradients_from_c(case, operation, x, runner, dx, dweight, dbias, **given):
+    """What `case.backward` returns."""
+    results = [dx, dweight, dbias] if case.has_mean else [dx, dweight]
+    if "residual" in given:
+        given["dresidual"] = np.empty_like(x)
+        results.append(given["dresidual"])
+    runner(capi.new_call(case.op, operation, x, out=dx, dweight=dweight, dbias=dbias,
+                         **given, **where(case)))  # fmt: skip
+    return [array.copy() for array in results]
+
+
+def from_c(case, x, dy, weight, bias, running, runner, fused):
     """What `from_python` returns, by the C interface."""
     y, dx = np.empty_like(x), np.empty_like(dy)
     mean, invstd = np.empty(case.statistics_shape), np.empty(case.statistics_shape)
     dweight, dbias = np.empty_like(weight), np.empty_like(weight)
     call = capi.new_call(case.op, capi.FORWARD, x, out=y, weight=weight, bias=bias, mean=mean,
-                         invstd=invstd, **where(case), **running)  # fmt: skip
+                         invstd=invstd, **where(case), **running, **fused)  # fmt: skip
     runner(call)
-    given = {"dy": dy, "out": dx, "weight": weight, "mean": mean, "invstd": invstd,
-             "dweight": dweight, "dbias": dbias} | where(case)  # fmt: skip
-    runner(capi.new_call(case.op, capi.BACKWARD, x, **given))
-    written = [y, mean, invstd, dx, dweight, dbias]
-    results = [*[array.copy() for array in written], *running.values()]
+    statistics = [mean, invstd] if case.has_mean else [invstd]
+    results = [array.copy() for array in (y, *statistics)]
+    given = {"dy": dy, "dx": dx, "weight": weight, "mean": mean, "invstd": invstd,
+             "dweight": dweight, "dbias": dbias, **fused}  # fmt: skip
+    if fused:
+        given["bias"] = bias
+    results += gradients_from_c(case, capi.BACKWARD, x, runner, **given)
+    results += running.values()
     if case.op == "batch":
         m2 = np.empty_like(mean)
         runner(capi.new_call("batch", capi.STATISTICS, x, mean=mean, m2=m2, **where(case)))
         results += [mean.copy(), m2]
-        runner(capi.new_call("batch", capi.INFERENCE, x, out=y, weight=weight, bias=bias,
-                             mean=mean, invstd=invstd, **where(case), **running))  # fmt: skip
-        runner(capi.new_call("batch", capi.BACKWARD_INFERENCE, x, **given))
-        results += written
-    if case.op == "rms":
-        del results[5], results[1]
+        call.operation = capi.INFERENCE
+        runner(call)
+        results += [y, mean, invstd]
+        results += gradients_from_c(case, capi.BACKWARD_INFERENCE, x, runner, **given)
     return results
 
 
-def from_python(case, x, dy, weight, bias, running):
-    y, saved = case.forward(x, weight, bias, eps=1e-5, **running)
-    results = [y, *saved, *case.backward(dy, x, saved, weight), *running.values()]
+def from_python(case, x, dy, weight, bias, running, fused):
+    y, saved = case.forward(x, weight, bias, eps=1e-5, **running, **fused)
+    backward = dict(fused)
+    if fused and case.has_mean:
+        backward["bias"] = bias
+    results = [y, *saved, *case.backward(dy, x, saved, weight, **backward), *running.values()]
     if case.op == "batch":
         stats = fastbn.batch_stats(x, layout=case.layout)
-        y, mean, invstd = fastbn.batch_norm_forward(x, weight, bias, training=False,
-                                                    layout=case.layout, **running)  # fmt: skip
+        y, mean, invstd = fastbn.batch_norm_forward(
+            x, weight, bias, training=False, layout=case.layout, **running, **fused)  # fmt: skip
         results += [stats.mean, stats.m2, y, mean, invstd]
-        results += case.backward(dy, x, [mean, invstd], weight, training=False)
+        results += case.backward(dy, x, [mean, invstd], weight, training=False, **backward)
     return results
 
 
-def same_bits(case, dtype, parameter_dtype="float32", order="C", runner=capi.run):
+def same_bits(case, dtype, parameter_dtype="float32", order="C", runner=capi.run, **fused):
+    """`fused`: the activation, and whether it `adds` a residual."""
     x, dy = (in_order(a, order) for a in (case.batch(dtype), case.gradient(dtype)))
+    if fused.pop("adds", False):
+        fused["residual"] = in_order(case.batch(dtype, 6, 0.3, 1.0), order)
+    if "activation" in fused:
+        fused["negative_slope"] = 0.2
     weight, bias = case.parameters(parameter_dtype)
     names = ["running_mean", "running_var"] if case.op in ("batch", "instance") else []
     running = [{name: np.full(case.parameter_shape, 0.25, parameter_dtype) for name in names}
                for _ in range(2)]  # fmt: skip
-    expected = from_python(case, x, dy, weight, bias, running[0])
-    actual = from_c(case, x, dy, weight, bias, running[1], runner)
+    expected = from_python(case, x, dy, weight, bias, running[0], fused)
+    actual = from_c(case, x, dy, weight, bias, running[1], runner, fused)
     assert len(actual) == len(expected)
     for k in range(len(actual)):
         assert actual[k].dtype == expected[k].dtype
@@ -132,6 +152,96 @@ def test_strides(order):
 def test_layer_norm_of_strided_rows():
     same_bits(Case("layer", (8, 5, 33), 33), "float32", order="sliced")
     same_bits(Case("layer", (8, 5, 33), 33), "float32", order="second axis sliced")
+
+
+# ---- an activation, a residual -----------------------------------------------------------
+
+fused = pytest.mark.parametrize(("activation", "adds"), [
+    (activation, adds) for activation in capi.ACTIVATIONS for adds in (False, True)
+    if activation or adds])  # fmt: skip
+# Planes and rows, short and long; each norm.
+FUSED = [
+    *BATCHES,
+    Case("layer", (4, 33), 33),
+    Case("layer", (3, 4, 14, 15), (4, 14, 15)),
+    Case("layer", (9, 768), 768),
+    Case("rms", (2, 5, 6, 7), (5, 6, 7)),
+    Case("rms", (40, 30, 17), 17),
+    Case("group", (3, 12, 7, 7), 3),
+    Case("group", (2, 6, 33, 32), 3),
+    Case("group", (3, 7, 9, 30), 5, "NHWC"),
+    Case("instance", (3, 5, 7, 7)),
+    Case("instance", (2, 3, 130, 131)),
+    Case("instance", (3, 7, 9, 30), layout="NHWC"),
+]
+
+
+@fused
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_bits_of_fused_calls(case, any_dtype, activation, adds):
+    wide = "float64" if any_dtype == "float64" else "float32"
+    same_bits(case, any_dtype, wide, activation=activation, adds=adds)
+
+
+@fused
+@pytest.mark.parametrize("workers", [1, 3, 20])
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_fused_bits_with_tasks_of_ones_own(case, workers, activation, adds):
+    same_bits(case, "float32", "float64", activation=activation, adds=adds,
+              runner=lambda call: capi.run_in_tasks(call, workers))  # fmt: skip
+
+
+@fused
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_fused_bits_with_threads(case, activation, adds):
+    same_bits(case, "float32", runner=lambda call: capi.run(call, 3), activation=activation,
+              adds=adds)  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["channels last", "sliced", "reversed", "second axis sliced"])
+def test_strides_of_a_residual(order):
+    for op in "batch", "instance":
+        case = Case(op, (6, 4, 9, 8))
+        same_bits(case, "float32", order=order, activation="relu", adds=True)
+
+
+def step_of_batch_norm(x, dy, residual, out, dx, dresidual):
+    """A training step with a residual and silu, each output where it is said to be."""
+    mean, invstd, bias = np.empty(4), np.empty(4), np.full(4, 0.5, np.float32)
+    after = {"channel_axis": 1, "activation": "silu", "residual": residual, "bias": bias}
+    statistics = {"mean": mean, "invstd": invstd}
+    capi.run(capi.new_call("batch", capi.FORWARD, x, out=out, **statistics, **after))
+    y = out.copy()
+    capi.run(capi.new_call("batch", capi.BACKWARD, x, dy=dy, out=dx, dresidual=dresidual,
+                           **statistics, **after))  # fmt: skip
+    return [a.tobytes() for a in (y, dx, dresidual)]
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (5, 4, 7, 7), (3, 4, 33, 32), (1, 4, 150, 151)], ids=str)
+def test_fused_backward_in_place(shape):
+    # In memory that it may overwrite, each gradient in every place that is allowed.
+    case = Case("batch", shape)
+    x, dy, residual = (case.batch("float32", seed) for seed in range(3))
+    new = [np.empty_like(x) for _ in range(3)]
+    expected = step_of_batch_norm(x, dy, residual, *new)
+    for dx_place, dresidual_place in [
+        ("x", "dy"), ("x", "residual"), ("dy", "residual"), ("residual", "dy"), ("dy", "new"),
+        ("residual", "new"), ("new", "dy"),
+    ]:  # fmt: skip
+        places = {"x": x.copy(), "dy": dy.copy(), "residual": residual.copy(), "new": new[1]}
+        dx, dresidual = places[dx_place], places[dresidual_place]
+        inputs = [places[name] for name in ("x", "dy", "residual")]
+        assert step_of_batch_norm(*inputs, new[0], dx, dresidual) == expected
+
+
+def test_what_nothing_follows():
+    # Statistics ignore all of it; so does what has no residual its gradient's place.
+    mean, m2 = np.empty(3), np.empty(3)
+    call = changed(operation=capi.STATISTICS, mean=mean.ctypes.data, m2=m2.ctypes.data,
+                   activation=9, residual=capi.Tensor(2, None))  # fmt: skip
+    assert code_of(call) == capi.OK
+    assert code_of(changed(dresidual=capi.Tensor(2, None))) == capi.OK
+    assert code_of(changed(activation=1, negative_slope=math.nan)) == capi.OK
 
 
 def batch_call(x=None, **fields):
@@ -206,6 +316,9 @@ MISTAKES = {
     "no call": (None, capi.NULL_POINTER),
     "no size": (lambda: changed(struct_size=0), capi.UNKNOWN_FIELD),
     "norm 0": (lambda: changed(norm=0), capi.BAD_OPERATION),
+    "norm -1": (lambda: changed(norm=-1), capi.BAD_OPERATION),
+    "operation -1": (lambda: changed(operation=-1), capi.BAD_OPERATION),
+    "dtype -1": (lambda: changed(dtype=-1), capi.BAD_DTYPE),
     "norm 6": (lambda: changed(norm=6), capi.BAD_OPERATION),
     "operation 0": (lambda: changed(operation=0), capi.BAD_OPERATION),
     "operation 6": (lambda: changed(operation=6), capi.BAD_OPERATION),
@@ -249,12 +362,36 @@ MISTAKES = {
     "an output on itself": (lambda: changed(out=capi.Tensor(ROW.ctypes.data,
                                                             capi.sizes([0, 5, 1]))),
                             capi.BAD_STRIDES),
+    "activation 4": (lambda: changed(activation=4), capi.BAD_OPERATION),
+    "activation -1": (lambda: changed(activation=-1), capi.BAD_OPERATION),
+    "slope": (lambda: changed(activation=2, negative_slope=math.nan), capi.BAD_NUMBER),
+    "a crop of a residual": (
+        lambda: changed(residual=capi.Tensor(ROW.ctypes.data, capi.sizes([15, 5, 2]))),
+        capi.BAD_STRIDES),
+    "misaligned residual": (lambda: changed(residual=capi.Tensor(ROW.ctypes.data + 1, None)),
+                            capi.MISALIGNED),
+    "no dresidual": (lambda: backward_call(dresidual=capi.Tensor(None, None)), capi.NULL_POINTER),
+    "dresidual on itself": (
+        lambda: backward_call(dresidual=capi.Tensor(ROW.ctypes.data, capi.sizes([0, 5, 1]))),
+        capi.BAD_STRIDES),
+    "reserved": (lambda: changed(reserved=1), capi.UNKNOWN_FIELD),
     "misaligned": (lambda: changed(x=capi.Tensor(ROW.ctypes.data + 2, None)), capi.MISALIGNED),
 }  # fmt: skip
 
 
 def changed(**fields):
     call = batch_call()
+    for name, value in fields.items():
+        setattr(call, name, value)
+    return call
+
+
+def backward_call(**fields):
+    """With a residual."""
+    new = [np.ones((4, 3, 5), np.float32) for _ in range(4)]
+    call = capi.new_call("batch", capi.BACKWARD, new[0], dy=new[0], out=new[1], residual=new[2],
+                         dresidual=new[3], mean=np.zeros(3), invstd=np.ones(3),
+                         channel_axis=1)  # fmt: skip
     for name, value in fields.items():
         setattr(call, name, value)
     return call
@@ -365,11 +502,33 @@ ABI_1 = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8, reason="offsets of 64-bit systems")
+# What came after that, and how large the struct was before.
+FUSION = {"activation": 192, "reserved": 196, "negative_slope": 200, "residual": 208,
+          "dresidual": 224}  # fmt: skip
+OLDER_SIZES = [192]
+on_64_bits = pytest.mark.skipif(
+    ctypes.sizeof(ctypes.c_void_p) != 8, reason="offsets of 64-bit systems")  # fmt: skip
+
+
+def offsets_of(struct):
+    return {name: getattr(struct, name).offset for name, _ in struct._fields_}
+
+
+@on_64_bits
 @pytest.mark.parametrize("struct", ABI_1)
 def test_offsets(struct):
-    offsets = {name: getattr(struct, name).offset for name, _ in struct._fields_}
-    assert list(offsets.items())[: len(ABI_1[struct])] == list(ABI_1[struct].items())
+    assert list(offsets_of(struct).items())[: len(ABI_1[struct])] == list(ABI_1[struct].items())
+
+
+@on_64_bits
+def test_offsets_of_what_came_later():
+    assert offsets_of(capi.Call) == ABI_1[capi.Call] | FUSION
+
+
+def test_call_has_no_padding():
+    # What a later version reads there would be anything in calls of this header.
+    sizes = [ctypes.sizeof(kind) for _, kind in capi.Call._fields_]
+    assert sum(sizes) == ctypes.sizeof(capi.Call)
 
 
 def test_table():
@@ -387,6 +546,23 @@ def test_call_of_an_older_header():
     capi.run(call)
     assert out.tobytes() == fastbn.batch_norm_forward(x)[0].tobytes()
     assert invstd.tolist() == [77] * 3
+
+
+@on_64_bits
+@pytest.mark.parametrize("size", OLDER_SIZES)
+@pytest.mark.parametrize("operation", [capi.INFERENCE, capi.FORWARD])
+def test_call_of_an_earlier_version(size, operation):
+    # Anything may follow it in memory.
+    x = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    mean, var, out = np.full(3, 0.5), np.full(3, 2.0), np.empty_like(x)
+    call = batch_call(x, out=out, running_mean=mean, running_var=var)
+    call.operation, call.struct_size = operation, size
+    end = ctypes.addressof(call) + size
+    ctypes.memset(end, capi.GARBAGE, ctypes.sizeof(capi.Call) - size)
+    running = {"running_mean": mean.copy(), "running_var": var.copy()}
+    expected = fastbn.batch_norm_forward(x, training=operation == capi.FORWARD, **running)[0]
+    capi.run(call)
+    assert out.tobytes() == expected.tobytes()
 
 
 def test_call_of_a_newer_header():

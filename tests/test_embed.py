@@ -173,10 +173,23 @@ def without_last_member(text, struct):
 
 
 @have("cc")
+def test_extension_of_the_first_header(tmp_path):
+    # Before there was an activation.
+    text = HEADER.read_text()
+    end = text.index("    /* What follows the normalisation")
+    text = text[:end] + text[text.index("} fastbn_call;") :]
+    assert "activation;" not in text
+    text += '\n_Static_assert(sizeof(void *) != 8 || sizeof(fastbn_call) == 192, "");\n'
+    (tmp_path / "fastbn.h").write_text(text)
+    standardizes(built(EXAMPLES / "c_extension.c", tmp_path, tmp_path))
+
+
+@have("cc")
 def test_extension_of_an_older_header(tmp_path):
     text = HEADER.read_text()
-    for struct in ("fastbn_call", "fastbn_call", "fastbn_api"):
+    for struct in (*["fastbn_call"] * 7, "fastbn_api"):
         text = without_last_member(text, struct)
+    assert "activation;" not in text
     assert "double *m2;" not in text
     assert "double *invstd;" not in text
     assert "(*finish)" not in text
@@ -209,6 +222,8 @@ def test_the_header_is_what_ctypes_has(tmp_path):
         assert getattr(capi, name) == int(value), name
     for name, value in capi.DTYPES.items():
         assert int(numbers[name.upper()]) == value
+    for name, value in capi.ACTIVATIONS.items():
+        assert int(numbers[(name or "identity").upper()]) == value
     for name, value in capi.NORMS.items():
         assert int(numbers[f"{name.upper()}_NORM"]) == value
     checks = [

@@ -29,6 +29,12 @@ cdef extern from "fastbn.h" nogil:
         FASTBN_FLOAT16
         FASTBN_BFLOAT16
 
+    enum fastbn_activation:
+        FASTBN_IDENTITY
+        FASTBN_RELU
+        FASTBN_LEAKY_RELU
+        FASTBN_SILU
+
     enum fastbn_error:
         FASTBN_OK
         FASTBN_UNKNOWN_FIELD
@@ -76,6 +82,11 @@ cdef extern from "fastbn.h" nogil:
         double* mean
         double* invstd
         double* m2
+        int32_t activation
+        int32_t reserved
+        double negative_slope
+        fastbn_tensor residual
+        fastbn_tensor dresidual
 
     ctypedef struct fastbn_api:
         size_t struct_size

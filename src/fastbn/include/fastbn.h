@@ -47,6 +47,13 @@ enum fastbn_dtype {
     FASTBN_BFLOAT16 = 4
 };
 
+enum fastbn_activation {            /* y = activation(normalised + residual) */
+    FASTBN_IDENTITY = 0,
+    FASTBN_RELU = 1,
+    FASTBN_LEAKY_RELU = 2,
+    FASTBN_SILU = 3
+};
+
 enum fastbn_error {
     FASTBN_OK = 0,
     FASTBN_UNKNOWN_FIELD = 1,
@@ -108,6 +115,13 @@ typedef struct fastbn_call {
     double *mean;
     double *invstd;             /* 1 / sqrt(variance + eps) */
     double *m2;                 /* sum of squared deviations */
+    /* What follows the normalisation, in the same pass. Backward takes the same, with the
+     * bias of forward. */
+    int32_t activation;         /* FASTBN_RELU, ... */
+    int32_t reserved;           /* 0 */
+    double negative_slope;      /* of FASTBN_LEAKY_RELU, without a default: 0 is one */
+    fastbn_tensor residual;     /* data NULL: there is none */
+    fastbn_tensor dresidual;    /* backward with a residual: its gradient is written */
 } fastbn_call;
 
 /* Functions return FASTBN_OK or another of the codes above, if not said otherwise.

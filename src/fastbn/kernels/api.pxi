@@ -150,7 +150,8 @@ cdef const char* api_error_message(int code) noexcept nogil:
     if code == FASTBN_NULL_POINTER:
         return "a pointer that the operation needs is NULL"
     if code == FASTBN_BAD_OPERATION:
-        return "norm, operation: expected an operation that the norm has"
+        return ("norm, operation, activation: expected an operation that the norm has, and "
+                "FASTBN_IDENTITY or another activation")
     if code == FASTBN_BAD_DTYPE:
         return ("dtype, vector_dtype: expected one of FASTBN_FLOAT32 and so on; of vectors, "
                 "FASTBN_FLOAT32 or FASTBN_FLOAT64")
@@ -162,7 +163,8 @@ cdef const char* api_error_message(int code) noexcept nogil:
     if code == FASTBN_BAD_GROUPS:
         return "groups: expected a divisor of the number of channels"
     if code == FASTBN_BAD_NUMBER:
-        return "eps, momentum: expected eps > 0 (inference: >= 0) and a finite momentum"
+        return ("eps, momentum, negative_slope: expected eps > 0 (inference: >= 0), the others "
+                "finite")
     if code == FASTBN_ONE_VALUE:
         return "shape: expected more than one value for each mean and variance"
     if code == FASTBN_BAD_STRIDES:

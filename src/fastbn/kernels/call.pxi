@@ -42,6 +42,10 @@ cdef int take_call(const fastbn_call* given, fastbn_call* call) noexcept nogil:
             return FASTBN_UNKNOWN_FIELD
     memset(call, 0, known)
     memcpy(call, given, known if known < given.struct_size else given.struct_size)
+    if call.reserved != 0:
+        return FASTBN_UNKNOWN_FIELD
+    if call.operation == FASTBN_STATISTICS:     # nothing is written that they could follow
+        call.activation, call.residual.data = FASTBN_IDENTITY, NULL
     return FASTBN_OK
 
 
@@ -57,15 +61,26 @@ cdef inline bint is_backward(const fastbn_call* call) noexcept nogil:
     return call.operation >= FASTBN_BACKWARD
 
 
+cdef inline bint has_residual(const fastbn_call* call) noexcept nogil:
+    return call.residual.data != NULL
+
+
+cdef inline bint is_among(int number, int first, int last) noexcept nogil:
+    # As integers: compared with an enum's, a number below 0 would be a large one.
+    return first <= number <= last
+
+
 cdef int check_kind(const fastbn_call* call) noexcept nogil:
-    if not FASTBN_BATCH_NORM <= call.norm <= FASTBN_RMS_NORM:
+    if not is_among(call.norm, FASTBN_BATCH_NORM, FASTBN_RMS_NORM):
         return FASTBN_BAD_OPERATION
-    if not FASTBN_STATISTICS <= call.operation <= FASTBN_BACKWARD_INFERENCE:
+    if not is_among(call.operation, FASTBN_STATISTICS, FASTBN_BACKWARD_INFERENCE):
         return FASTBN_BAD_OPERATION
     if call.norm != FASTBN_BATCH_NORM and call.operation not in (
             FASTBN_FORWARD, FASTBN_BACKWARD):
         return FASTBN_BAD_OPERATION
-    if not FASTBN_FLOAT32 <= call.dtype <= FASTBN_BFLOAT16:
+    if not is_among(call.activation, FASTBN_IDENTITY, FASTBN_SILU):
+        return FASTBN_BAD_OPERATION
+    if not is_among(call.dtype, FASTBN_FLOAT32, FASTBN_BFLOAT16):
         return FASTBN_BAD_DTYPE
     return FASTBN_OK
 
@@ -118,12 +133,18 @@ cdef int check_axes(const fastbn_call* call) noexcept nogil:
     return FASTBN_OK
 
 
+cdef inline bint is_finite(double number) noexcept nogil:
+    return number - number == 0.0
+
+
 cdef int check_numbers(const fastbn_call* call) noexcept nogil:
     if call.operation == FASTBN_FORWARD and not call.eps > 0.0:
         return FASTBN_BAD_NUMBER
     if call.operation == FASTBN_INFERENCE and not call.eps >= 0.0:
         return FASTBN_BAD_NUMBER
-    return FASTBN_OK if call.momentum - call.momentum == 0.0 else FASTBN_BAD_NUMBER
+    if call.activation == FASTBN_LEAKY_RELU and not is_finite(call.negative_slope):
+        return FASTBN_BAD_NUMBER
+    return FASTBN_OK if is_finite(call.momentum) else FASTBN_BAD_NUMBER
 
 
 cdef int check_call(const fastbn_call* call) noexcept nogil:
@@ -194,25 +215,39 @@ cdef int order_axes(Request* r) noexcept nogil:
     return FASTBN_BAD_STRIDES
 
 
+cdef int look_at_all(const Request* r, Py_ssize_t group, uint64_t* breaks) noexcept nogil:
+    cdef const fastbn_call* call = &r.call
+    cdef bint backward = is_backward(call), adds = has_residual(call)
+    cdef int code = look_at(r, &call.x, 1 if backward else group, False, breaks)
+    if code == FASTBN_OK and backward:
+        code = look_at(r, &call.dy, 1, False, breaks)
+    if code == FASTBN_OK and adds:
+        code = look_at(r, &call.residual, 1, False, breaks)
+    if code == FASTBN_OK and call.operation != FASTBN_STATISTICS:
+        code = look_at(r, &call.out, 1, True, breaks)
+    if code == FASTBN_OK and adds and backward:
+        code = look_at(r, &call.dresidual, 1, True, breaks)
+    return code
+
+
 cdef int settle_tensors(Request* r, Py_ssize_t channels, Py_ssize_t group) noexcept nogil:
     cdef fastbn_call* call = &r.call
     cdef Py_ssize_t gapless[MAX_DIMENSIONS]
     cdef Axes axes = axes_of_tensor(call, &call.x, gapless)
-    cdef bint backward = is_backward(call), writes = call.operation != FASTBN_STATISTICS
+    cdef bint backward = is_backward(call), adds = has_residual(call)
     cdef uint64_t breaks = 0
-    cdef int split, code = look_at(r, &call.x, 1 if backward else group, False, &breaks)
-    if code == FASTBN_OK and backward:
-        code = look_at(r, &call.dy, 1, False, &breaks)
-    if code == FASTBN_OK and writes:
-        code = look_at(r, &call.out, 1, True, &breaks)
+    cdef int split, code = look_at_all(r, group, &breaks)
     if code != FASTBN_OK:
         return code
     split = split_at(breaks)
     settle_view(&axes, &r.order, split, channels, group, &r.job)
     settle_tensor(r, &call.x, split, &r.job.x)
+    if adds:
+        settle_tensor(r, &call.residual, split, &r.job.residual)
     if backward:
-        settle_tensor(r, &call.dy, split, &r.job.dy)
-    if writes:
+        settle_tensor(r, &call.dy, split, &r.job.dy_of_y)
+        settle_tensor(r, &call.dresidual if adds else &call.dy, split, &r.job.dy)
+    if call.operation != FASTBN_STATISTICS:
         settle_tensor(r, &call.out, split, &r.job.out)
     return FASTBN_OK
 
@@ -270,6 +305,10 @@ cdef int understand(const fastbn_call* given, int workers, Request* r) noexcept 
     r.job.eps, r.job.momentum = r.call.eps, r.call.momentum
     r.job.centred = r.call.norm != FASTBN_RMS_NORM
     r.job.training = r.call.operation != FASTBN_BACKWARD_INFERENCE
+    r.job.activation, r.job.negative_slope = r.call.activation, r.call.negative_slope
+    # Backward with a residual: the gradient of the sum is written before it is read.
+    r.job.fused = (not is_backward(&r.call) if has_residual(&r.call)
+                   else r.call.activation != FASTBN_IDENTITY)
     code = order_axes(r)
     if code == FASTBN_OK:
         code = settle_rows(r) if of_rows(&r.call) else settle_channels(r)
