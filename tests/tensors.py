@@ -7,6 +7,7 @@ With FASTBN_REQUIRE_PEERS=1 a missing PyTorch is a failure, not a skip.
 import os
 import warnings
 
+import ml_dtypes
 import pytest
 
 if os.environ.get("FASTBN_REQUIRE_PEERS") == "1":
@@ -40,6 +41,14 @@ assert OPS.keys() == set(NAMES)
 def kernels(monkeypatch):
     """Small calls, too, are those of fastbn, and none is given back to PyTorch."""
     monkeypatch.setattr(ours, "SMALL", 0)
+
+
+def array(tensor):
+    """The memory of a tensor as an array."""
+    tensor = tensor.detach()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def function(name):

@@ -56,13 +56,23 @@ cdef void find_phase(const State* state, int turn, Jobs* jobs, Phases* phases) n
               phases)
 
 
+cdef State* begin_in(Request* r, void* workspace) noexcept nogil:
+    cdef State* state = state_in(workspace)
+    cdef char* memory = on_a_line(<char*>state + sizeof(State))
+    cdef Jobs jobs
+    cdef Phases phases
+    memory += take_vectors(r, <double*>memory)
+    use_memory(r.leaves, &r.job, memory)
+    state.request = r[0]
+    find_phase(state, 0, &jobs, &phases)
+    state.phases = phases.count
+    state.begun = BEGUN
+    return state
+
+
 cdef int api_begin(const fastbn_call* call, int workers, void* workspace,
                    size_t size) noexcept nogil:
     cdef Request r
-    cdef State* state
-    cdef char* memory
-    cdef Jobs jobs
-    cdef Phases phases
     cdef int code = understand(call, workers, &r)
     if code != FASTBN_OK:
         return code
@@ -70,14 +80,7 @@ cdef int api_begin(const fastbn_call* call, int workers, void* workspace,
         return FASTBN_NULL_POINTER
     if size < memory_for(&r):
         return FASTBN_BAD_WORKSPACE
-    state = state_in(workspace)
-    memory = on_a_line(<char*>state + sizeof(State))
-    memory += take_vectors(&r, <double*>memory)
-    use_memory(r.leaves, &r.job, memory)
-    state.request = r
-    find_phase(state, 0, &jobs, &phases)
-    state.phases = phases.count
-    state.begun = BEGUN
+    begin_in(&r, workspace)
     return FASTBN_OK
 
 

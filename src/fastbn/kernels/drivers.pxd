@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The operations, as the view calls them."""
+"""The operations, as the view calls them, and as fastbn.torch does: a call of fastbn.h."""
+from fastbn cimport fastbn_call
 from fastbn.kernels.job cimport Job, Leaves
 
 cdef int statistics(const Leaves* leaves, Job* job) noexcept nogil
@@ -7,3 +8,4 @@ cdef int preparation(const Leaves* leaves, Job* job) noexcept nogil
 cdef int inference(const Leaves* leaves, Job* job) noexcept nogil
 cdef int training(const Leaves* leaves, Job* job) noexcept nogil
 cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil
+cdef int run_call(const fastbn_call* call, int threads, double* loss) noexcept nogil

@@ -172,6 +172,25 @@ include "call.pxi"
 include "api.pxi"
 
 
+cdef int run_call(const fastbn_call* call, int threads, double* loss) noexcept nogil:
+    # In memory of its own. `loss` is that of `await_others`.
+    cdef Request r
+    cdef State* state
+    cdef void* memory
+    cdef int code = understand(call, threads, &r)
+    if code != FASTBN_OK:
+        return code
+    memory = malloc(memory_for(&r))
+    if memory == NULL:
+        return NO_MEMORY
+    state = begin_in(&r, memory)
+    run_phases(r.leaves, &state.request.job, &state.request.operation)
+    loss[0] = state.request.job.team_loss
+    api_finish(memory)
+    free(memory)
+    return FASTBN_OK
+
+
 def use(*capsules):
     """Make the leaves of one CPU level, one capsule for each type, those of C's calls."""
     for kind, capsule in enumerate(capsules):

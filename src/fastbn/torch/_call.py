@@ -6,6 +6,7 @@ May not compute.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,17 @@ def empty_output(norm: str, x: Tensor) -> Tensor:
     if norm in ("layer", "instance"):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     return torch.empty_like(x, memory_format=suggest_memory_format(x))
+
+
+def statistics_shape(norm: str, x: Tensor, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of mean and invstd as one tensor; rms has no mean."""
+    if norm == "batch":
+        return 2, x.shape[1]
+    if norm == "group":
+        return 2, x.shape[0], sizes[0]
+    if norm == "instance":
+        return 2, x.shape[0], x.shape[1]
+    return 1 if norm == "rms" else 2, *x.shape[: x.ndim - len(sizes)]
 
 
 def is_traced(x: Tensor) -> bool:

@@ -1,132 +1,291 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# cython: language_level=3
-"""Eager calls: arrays over the memory of tensors, and the functions of fastbn on them.
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Eager calls: the functions of fastbn.h on the memory of tensors.
 
-In Cython, since PyTorch needs 4 us for a small call, of which Python would take most.
-`call` and `t` are what `_call.Call` and `_call.Tensors` name, or plain tuples like them.
+In Cython, and past NumPy, since what a call touches beside its data counts twice in a
+network: the convolution before it has emptied the caches. `call` and `t` are what
+`_call.Call` and `_call.Tensors` name, or plain tuples like them.
 
-May: allocate what is returned. May not: copy a tensor, check an argument.
+May: allocate what is returned; copy what is in another memory order than the result.
+May not: raise an error of its own. What is refused (`RefusedError`), PyTorch's functions get.
 """
-cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
-import numpy as np
 import torch
-from torch import Tensor, from_numpy
+from torch import Tensor, empty, empty_like, float32, float64, get_num_threads, is_grad_enabled
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack
-from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-import fastbn
-from fastbn.torch import _formulas
-from fastbn.torch._call import empty_output
+from fastbn cimport *
+from fastbn._threads cimport team_was, threads_for
+from fastbn.kernels cimport drivers
+from fastbn.kernels.job cimport NO_MEMORY
 
-cnp.import_array()
+from fastbn.torch import _formulas
+from fastbn.torch._call import empty_output, statistics_shape
+
+cdef dict NORMS = {
+    "batch": FASTBN_BATCH_NORM, "layer": FASTBN_LAYER_NORM, "rms": FASTBN_RMS_NORM,
+    "group": FASTBN_GROUP_NORM, "instance": FASTBN_INSTANCE_NORM}
+cdef dict ACTIVATIONS = {
+    None: FASTBN_IDENTITY, "relu": FASTBN_RELU, "leaky_relu": FASTBN_LEAKY_RELU,
+    "silu": FASTBN_SILU}
+
+
+class RefusedError(Exception):
+    """The kernels do not take these arguments; nothing has been written."""
+
 
 include "tensors.pxi"
 
 
-cpdef bint is_transformed() except -1:
-    """Say whether `torch.func` or forward mode is at work."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+cdef int refuse_watched() except -1:
+    # Modes, tracers and transformations want to see operators.
+    if (_len_torch_dispatch_stack() or forward_ad._current_level >= 0
+            or peek_interpreter_stack() is not None or _get_tracing_state() is not None):
+        raise RefusedError
+    return 0
 
 
-cpdef bint is_plain(x) except -1:
-    """Say whether `x` is memory on the CPU, and nobody watches what is done with it."""
-    cdef object kind = type(x)
-    return ((kind is Tensor or kind is Parameter) and x.is_cpu
-            and _len_torch_dispatch_stack() == 0 and _get_tracing_state() is None
-            and not is_transformed())
+# ---- what is described -------------------------------------------------------------
 
+cdef struct Shape:
+    const int64_t* shape
+    int ndim
+
+
+cdef bint same_sizes(const int64_t* a, int n, const int64_t* b, int m) noexcept:
+    cdef int axis
+    if n != m:
+        return False
+    for axis in range(n):
+        if a[axis] != b[axis]:
+            return False
+    return True
+
+
+cdef int take_call(call, const Description* x, fastbn_call* c) except -1:
+    # All but tensors and vectors.
+    norm, _, _, momentum, eps, activation, slope = call
+    memset(c, 0, sizeof(fastbn_call))
+    c.struct_size = sizeof(fastbn_call)
+    c.norm, c.dtype = NORMS[norm], dtype_of(x)
+    c.ndim, c.shape = x.ndim, <const Py_ssize_t*>x.shape
+    c.channel_axis = 1
+    if activation not in ACTIVATIONS:
+        raise RefusedError
+    c.activation, c.negative_slope = ACTIVATIONS[activation], slope
+    c.momentum = momentum
+    if eps is None:     # rms_norm's default, which is float32's for half precision, too
+        eps = 2.0**-52 if c.dtype == FASTBN_FLOAT64 else 2.0**-23
+    c.eps = eps
+    return 0
+
+
+cdef int take_sizes(sizes, const Description* x, fastbn_call* c, Shape* of_parameters) except -1:
+    # Of parameters there is one number for each channel, or for each feature.
+    cdef int i
+    if x.ndim < 2 and not sizes:
+        raise RefusedError
+    of_parameters.shape, of_parameters.ndim = x.shape + 1, 1
+    if c.norm == FASTBN_GROUP_NORM:
+        c.groups = sizes[0]
+    elif sizes:
+        c.normalized_ndim = of_parameters.ndim = len(sizes)
+        of_parameters.shape = x.shape + x.ndim - len(sizes)
+        if len(sizes) > x.ndim:
+            raise RefusedError
+        for i in range(len(sizes)):
+            if of_parameters.shape[i] != sizes[i]:
+                raise RefusedError
+    return 0
+
+
+cdef int common_type(tuple vectors) except -1:
+    # One that the kernels know, and that all vectors can be converted to.
+    for vector in vectors:
+        if vector is not None and vector.dtype is float64:
+            return FASTBN_FLOAT64
+    return FASTBN_FLOAT32
+
+
+cdef object vector_of(vector, const Shape* shape, const fastbn_call* c, void** memory):
+    # Gapless, of the call's dtype for vectors: the tensor itself, where it is so.
+    cdef Description d
+    if vector is None:
+        return None
+    describe(vector, &d)
+    if not same_sizes(d.shape, d.ndim, shape.shape, shape.ndim):
+        raise RefusedError
+    if dtype_of(&d) != c.vector_dtype or not gapless(&d, False):
+        dtype = float64 if c.vector_dtype == FASTBN_FLOAT64 else float32
+        vector = vector.detach().to(dtype).contiguous()
+        describe(vector, &d)
+    memory[0] = d.data + d.offset
+    return vector
+
+
+cdef int take_statistics(statistics, fastbn_call* c) except -1:
+    # rms has no mean: the first row is the last one.
+    cdef Description d
+    describe(statistics, &d)
+    c.mean = c.invstd = <double*>d.data
+    if c.norm != FASTBN_RMS_NORM:
+        c.invstd += d.strides[0]
+    return 0
+
+
+# ---- running -----------------------------------------------------------------------
+
+cdef int place(tensor, const Description* x, Description* d, fastbn_tensor* to) except -1:
+    if tensor is None:
+        return 0
+    describe(tensor, d)
+    if (d.code != x.code or d.bits != x.bits
+            or not same_sizes(d.shape, d.ndim, x.shape, x.ndim)):
+        raise RefusedError
+    to.data, to.strides = d.data + d.offset, <const Py_ssize_t*>d.strides
+    return 0
+
+
+cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
+                 dresidual) except -1:
+    cdef Description[5] d
+    cdef Py_ssize_t size = like.bits // 8
+    cdef double loss = 0.0
+    cdef int axis, code, threads
+    place(x, like, &d[0], &c.x)
+    place(dy, like, &d[1], &c.dy)
+    place(residual, like, &d[2], &c.residual)
+    place(out, like, &d[3], &c.out)
+    place(dresidual, like, &d[4], &c.dresidual)
+    for axis in range(like.ndim):
+        size *= like.shape[axis]
+    threads = threads_for(size)
+    with nogil:
+        code = drivers.run_call(c, threads, &loss)
+    if threads > 1:
+        team_was(loss > 0.0, size)
+    return code
+
+
+cdef object output_for(norm, x, const Description* d):
+    # `empty_output`, by the short way where that leads there.
+    if gapless(d, False) or (norm in ("batch", "group") and gapless(d, True)):
+        return empty_like(x)
+    return empty_output(norm, x)
+
+
+cdef object ordered_as(tensor, out):
+    if tensor is None or tensor.stride() == out.stride():
+        return tensor
+    return empty_like(out).copy_(tensor)
+
+
+cdef int attempt_in_order(fastbn_call* c, const Description* like, x, dy, residual, out,
+                          dresidual) except -1:
+    # With copies in the order of the result; that of features is the order of axes.
+    target, dtarget = out, dresidual
+    if c.normalized_ndim:
+        target = out.contiguous()
+        dtarget = None if dresidual is None else dresidual.contiguous()
+    code = attempt(c, like, ordered_as(x, target), ordered_as(dy, target),
+                   ordered_as(residual, target), target, dtarget)
+    for given, written in (out, target), (dresidual, dtarget):
+        if given is not written:
+            given.copy_(written)
+    return code
+
+
+cdef int compute(fastbn_call* c, const Description* like, x, dy, residual, out,
+                 dresidual) except -1:
+    get_num_threads()   # makes OpenMP's number, one for each Python thread, PyTorch's
+    code = attempt(c, like, x, dy, residual, out, dresidual)
+    if code == FASTBN_BAD_STRIDES:
+        code = attempt_in_order(c, like, x, dy, residual, out, dresidual)
+    if code == NO_MEMORY:
+        raise MemoryError("no memory for the workspace")
+    if code != FASTBN_OK:
+        raise RefusedError
+    return 0
+
+
+cpdef tuple forward(call, t, bint keeps=True):
+    """Return `y`; and mean and invstd as one tensor of float64, if backward will need it."""
+    norm, sizes, training, _, _, _, _ = call
+    x, weight, bias, residual, running_mean, running_var = t
+    cdef Description like
+    cdef Shape shape
+    cdef fastbn_call c
+    describe(x, &like)
+    take_call(call, &like, &c)
+    take_sizes(sizes, &like, &c, &shape)
+    c.operation = FASTBN_FORWARD if training else FASTBN_INFERENCE
+    c.vector_dtype = common_type((weight, bias, running_mean, running_var))
+    weight = vector_of(weight, &shape, &c, <void**>&c.weight)
+    bias = vector_of(bias, &shape, &c, <void**>&c.bias)
+    mean = vector_of(running_mean, &shape, &c, &c.running_mean)
+    var = vector_of(running_var, &shape, &c, &c.running_var)
+    statistics = None
+    if keeps:
+        statistics = empty(statistics_shape(norm, x, sizes), dtype=float64)
+        take_statistics(statistics, &c)
+    y = output_for(norm, x, &like)
+    compute(&c, &like, x, None, residual, y, None)
+    if training:
+        for kept, new in (running_mean, mean), (running_var, var):
+            if kept is not new:
+                kept.detach().copy_(new)
+    return y, statistics
+
+
+cpdef list backward(call, t, dy, statistics):
+    """Return dx, dweight, dbias and dresidual; None for what the call had not."""
+    norm, sizes, training, _, _, _, _ = call
+    x, weight, bias, residual = t[:4]
+    cdef Description like
+    cdef Shape shape
+    cdef fastbn_call c
+    describe(x, &like)
+    take_call(call, &like, &c)
+    take_sizes(sizes, &like, &c, &shape)
+    c.operation = FASTBN_BACKWARD if training else FASTBN_BACKWARD_INFERENCE
+    c.vector_dtype = common_type((weight, bias))
+    own_weight = vector_of(weight, &shape, &c, <void**>&c.weight)
+    own_bias = vector_of(bias, &shape, &c, <void**>&c.bias)
+    dweight = None if weight is None else empty_like(own_weight)
+    dbias = None if bias is None else empty_like(own_bias)
+    vector_of(dweight, &shape, &c, &c.dweight)
+    vector_of(dbias, &shape, &c, &c.dbias)
+    take_statistics(statistics, &c)
+    dx = output_for(norm, x, &like)
+    dresidual = None if residual is None else empty_like(dx)
+    compute(&c, &like, x, dy, residual, dx, dresidual)
+    return [dx, typed_as(dweight, weight), typed_as(dbias, bias), dresidual]
+
+
+cdef object typed_as(gradient, tensor):
+    if gradient is None or gradient.dtype is tensor.dtype:
+        return gradient
+    return gradient.to(tensor.dtype)
+
+
+# ---- autograd ------------------------------------------------------------------------
 
 def normalise(call, t):
     """Return `y`."""
+    refuse_watched()
     x, weight, bias, residual, _, _ = t
-    if torch.is_grad_enabled() and (
+    if is_grad_enabled() and (
             x.requires_grad or (weight is not None and weight.requires_grad)
             or (bias is not None and bias.requires_grad)
             or (residual is not None and residual.requires_grad)):
         return apply(call, *t)
-    return forward(call, t)[0]
-
-
-cpdef tuple forward(call, t):
-    """Return `y`, and as arrays what backward needs: mean (not of rms) and invstd."""
-    norm, sizes, training, momentum, eps, activation, slope = call
-    x, weight, bias, residual, running_mean, running_var = t
-    y = empty_output(norm, x)
-    follow_threads()
-    fused = fusion(activation, slope, residual)
-    out = fused["out"] = array(y)
-    x, weight, bias = array(x), array(weight), array(bias)
-    if norm == "batch":
-        saved = fastbn.batch_norm_forward(
-            x, weight, bias, running_mean=array(running_mean), running_var=array(running_var),
-            training=training, momentum=momentum, eps=eps, **fused)
-    elif norm == "layer":
-        saved = fastbn.layer_norm_forward(x, sizes, weight, bias, eps, **fused)
-    elif norm == "rms":
-        saved = fastbn.rms_norm_forward(x, sizes, weight, eps, **fused)
-    elif norm == "group":
-        saved = fastbn.group_norm_forward(x, sizes[0], weight, bias, eps, **fused)
-    else:
-        saved = fastbn.instance_norm_forward(
-            x, weight, bias, running_mean=array(running_mean), running_var=array(running_var),
-            momentum=momentum, eps=eps, **fused)
-    return y, *saved[1:]
-
-
-cpdef list backward(call, t, dy, saved):
-    """Return dx, dweight, dbias and dresidual; None for what the call had not."""
-    norm, sizes, training, _, _, activation, slope = call
-    x, weight, bias, residual = t[:4]
-    dx = empty_output(norm, x)
-    follow_threads()
-    fused = fusion(activation, slope, residual)
-    if fused and norm != "rms":
-        fused["bias"] = array(bias)
-    fused["out"] = array(dx)
-    given = array(dy), array(x), *saved
-    scale = array(weight)
-    if norm == "batch":
-        found = fastbn.batch_norm_backward(*given, scale, training=training, **fused)
-    elif norm == "layer":
-        found = fastbn.layer_norm_backward(*given, sizes, scale, **fused)
-    elif norm == "rms":
-        found = fastbn.rms_norm_backward(*given, sizes, scale, **fused)
-        found = *found[:2], None, *found[2:]
-    elif norm == "group":
-        found = fastbn.group_norm_backward(*given, sizes[0], scale, **fused)
-    else:
-        found = fastbn.instance_norm_backward(*given, scale, **fused)
-    return [dx, like(found[1], weight), like(found[2], bias),
-            like(found[3], residual) if len(found) == 4 else None]
-
-
-cdef int follow_threads() except -1:
-    # OpenMP has a number of threads for each Python thread: this makes it PyTorch's.
-    torch.get_num_threads()
-    return 0
-
-
-cdef dict fusion(activation, slope, residual):
-    # What the fused functions are told, where something is fused.
-    if activation is None and residual is None:
-        return {}
-    return {"activation": activation, "negative_slope": slope, "residual": array(residual)}
-
-
-cdef object like(gradient, tensor):
-    # A gradient as a tensor of the dtype of what it belongs to.
-    if tensor is None:
-        return None
-    if gradient.dtype is bfloat16:
-        return from_numpy(gradient.view(np.uint16)).view(torch.bfloat16)
-    found = from_numpy(gradient)
-    return found if found.dtype is tensor.dtype else found.to(tensor.dtype)
+    return forward(call, t, False)[0]
 
 
 class Normalise(torch.autograd.Function):
@@ -134,7 +293,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call, *t):
-        y, *ctx.statistics = forward(call, t)
+        y, ctx.statistics = forward(call, t)
         ctx.call, ctx.has_residual = call, t[3] is not None
         # Only for an activation does backward compute its argument again.
         ctx.save_for_backward(*t[:3], None if call[5] is None else t[3])
@@ -143,10 +302,12 @@ class Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         t = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_plain(dy) or is_legacy_batchedtensor(dy):
-            gradients = _formulas.gradients(ctx.call, t, dy, [*map(from_numpy, ctx.statistics)])
-        else:
+        try:
+            if is_grad_enabled() or forward_ad._current_level >= 0:
+                raise RefusedError
             gradients = backward(ctx.call, t, dy, ctx.statistics)
+        except RefusedError:     # dy may be batched, too, and has no memory of its own then
+            gradients = _formulas.gradients(ctx.call, t, dy, ctx.statistics)
         if ctx.has_residual and t[3] is None:
             gradients[3] = dy
         return None, *gradients, None, None

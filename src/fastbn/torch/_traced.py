@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from fastbn.torch import _direct
-from fastbn.torch._call import Call, Tensors, empty_output
+from fastbn.torch._call import Call, Tensors, empty_output, statistics_shape
 
 
 def normalise(call: Call, t: Tensors) -> Tensor:
     """Return `y`, and update the running statistics."""
-    y, _, _, running_mean, running_var = _forward(*t, *call)
+    y, _, running_mean, running_var = _forward(*t, *call)
     if call.training:
         for kept, new in (t.running_mean, running_mean), (t.running_var, running_var):
             if kept is not None:
@@ -44,24 +44,21 @@ def _forward(
     eps: float | None,
     activation: str | None,
     negative_slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(norm, tuple(sizes), training, momentum, eps, activation, negative_slope)
     running = [None if kept is None else kept.clone() for kept in (running_mean, running_var)]
-    y, *saved = _direct.forward(call, Tensors(x, weight, bias, residual, *running))
-    # Arrays of statistics lie in memory as x does; what a graph is told has one order.
-    mean, invstd = [_nothing(x), *(torch.from_numpy(a).contiguous() for a in saved)][-2:]
-    return y, mean, invstd, *(_nothing(x) if kept is None else kept for kept in running)
+    y, statistics = _direct.forward(call, Tensors(x, weight, bias, residual, *running))
+    return y, statistics, *(_nothing(x) if kept is None else kept for kept in running)
 
 
 @_forward.register_fake
 def _(x, weight, bias, residual, running_mean, running_var, norm, sizes, *options):
-    statistics = x.new_empty(_statistics_shape(norm, x, sizes), dtype=torch.float64)
+    statistics = x.new_empty(statistics_shape(norm, x, sizes), dtype=torch.float64)
     running = (
         _nothing(x) if kept is None else torch.empty_like(kept)
         for kept in (running_mean, running_var)
     )
-    mean = _nothing(x) if norm == "rms" else torch.empty_like(statistics)
-    return empty_output(norm, x), mean, statistics, *running
+    return empty_output(norm, x), statistics, *running
 
 
 @torch.library.custom_op("fastbn::normalise_backward", mutates_args=(), device_types="cpu")
@@ -71,8 +68,7 @@ def _backward(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
+    statistics: Tensor,
     norm: str,
     sizes: Sequence[int],
     training: bool,
@@ -82,14 +78,13 @@ def _backward(
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(norm, tuple(sizes), training, momentum, eps, activation, negative_slope)
-    saved = [_direct.array(kept) for kept in (mean, invstd)][norm == "rms" :]
-    gradients = _direct.backward(call, Tensors(x, weight, bias, residual), dy, saved)
+    gradients = _direct.backward(call, Tensors(x, weight, bias, residual), dy, statistics)
     dx, dweight, dbias, dresidual = (_nothing(x) if g is None else g for g in gradients)
     return dx, dweight, dbias, dresidual
 
 
 @_backward.register_fake
-def _(dy, x, weight, bias, residual, mean, invstd, norm, *options):
+def _(dy, x, weight, bias, residual, statistics, norm, *options):
     dx = empty_output(norm, x)
     parameters = (_nothing(x) if p is None else p.new_empty(p.shape) for p in (weight, bias))
     return dx, *parameters, _nothing(x) if residual is None else torch.empty_like(dx)
@@ -100,21 +95,11 @@ def _nothing(x: Tensor) -> Tensor:
     return x.new_empty(0)
 
 
-def _statistics_shape(norm: str, x: Tensor, sizes: Sequence[int]) -> tuple[int, ...]:
-    if norm == "batch":
-        return (x.shape[1],)
-    if norm == "group":
-        return x.shape[0], sizes[0]
-    if norm == "instance":
-        return x.shape[0], x.shape[1]
-    return tuple(x.shape[: x.ndim - len(sizes)])
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, residual, _, _, *ctx.call = inputs
     ctx.activated = ctx.call[5] is not None
     ctx.has = [p is not None for p in (weight, bias, residual)]
-    ctx.save_for_backward(x, weight, bias, residual if ctx.activated else None, *output[1:3])
+    ctx.save_for_backward(x, weight, bias, residual if ctx.activated else None, output[1])
     ctx.mark_non_differentiable(*output[1:])
 
 

@@ -340,13 +340,11 @@ def is_small(x: Tensor, activation: str | None, residual: Tensor | None) -> bool
 
 def _normalise(call: tuple, t: tuple) -> Tensor:
     # Plain tuples: to name their parts would take longer than the call may.
-    if not is_compiling() and _direct.is_plain(t[0]):
+    if not is_compiling():
         try:
             return _direct.normalise(call, t)
-        except (TypeError, ValueError):
-            # Refused, before anything was written: PyTorch's function takes it, or has its
-            # own words for the error.
-            return _formulas.normalise(Call(*call), Tensors(*t))
+        except _direct.RefusedError:
+            pass  # PyTorch's function takes it, or has its own words for the error
     if is_traced(t[0]) and (t[3] is None or t[3].shape == t[0].shape):
         return _traced.normalise(Call(*call), Tensors(*t))
     if has_torch_function_variadic(*t):

@@ -1,22 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# Tensors -> arrays over the same memory, in a tenth of a microsecond. PyTorch's own
+# Tensors -> pointers, sizes and strides, in a tenth of a microsecond. PyTorch's own
 # `Tensor.numpy()` takes as long as a small call computes, refuses a tensor that requires a
 # gradient, and knows no bfloat16. DLPack has a table of C functions for the purpose
 # (`__dlpack_c_exchange_api__`); its types are declared here, so that the build needs no
-# PyTorch. May describe memory as an array that keeps its tensor alive; may not copy. A
-# part of _direct.pyx.
-
-cdef extern from "numpy/arrayobject.h":
-    cnp.ndarray PyArray_NewFromDescr(
-        type subtype, cnp.dtype descr, int n, cnp.npy_intp* dimensions, cnp.npy_intp* strides,
-        void* data, int flags, object obj)
+# PyTorch. May describe memory, which a tensor owns; may not read it. A part of _direct.pyx.
 
 cdef enum:
     CPU = 1             # DLPack's kDLCPU
     REAL = 2            # kDLFloat
     BRAIN = 4           # kDLBfloat
     VERSION = 1         # of DLPack; another one may mean other types
-    MAX_DIMENSIONS = 64
 
 # The beginning of DLPack's types, as far as it is used.
 ctypedef struct Description:
@@ -25,8 +18,8 @@ ctypedef struct Description:
     int32_t ndim
     uint8_t code, bits
     uint16_t lanes
-    int64_t* shape
-    int64_t* strides
+    const int64_t* shape
+    const int64_t* strides
     uint64_t offset
 
 ctypedef struct Table:
@@ -47,62 +40,48 @@ cdef const Table* table_of(tensor) except NULL:
 
 
 cdef const Table* table = table_of(Tensor)
-cdef object float16 = np.dtype(np.float16)
-cdef object float32 = np.dtype(np.float32)
-cdef object float64 = np.dtype(np.float64)
-cdef object bfloat16 = None     # ml_dtypes is imported when the first one comes
 
 
-cdef object brain_type():
-    global bfloat16
-    if bfloat16 is None:
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise ImportError("bfloat16 tensors need ml_dtypes: "
-                              "python -m pip install ml_dtypes") from None
-        bfloat16 = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16
+cdef inline bint is_ordinary(tensor):
+    # Neither a subclass nor the imaginary part of a conjugate, whose memory has the other sign.
+    cdef object kind = type(tensor)
+    return (kind is Tensor or kind is Parameter) and not tensor.is_neg()
 
 
-cdef object type_of(const Description* t):
-    if t.lanes == 1 and t.code == REAL and t.bits == 32:
-        return float32
-    if t.lanes == 1 and t.code == REAL and t.bits == 64:
-        return float64
-    if t.lanes == 1 and t.code == REAL and t.bits == 16:
-        return float16
-    if t.lanes == 1 and t.code == BRAIN and t.bits == 16:
-        return brain_type()
-    return None
+cdef int describe(tensor, Description* d) except -1:
+    if not is_ordinary(tensor):
+        raise RefusedError
+    try:
+        table.describe(<void*>tensor, d)
+    except RuntimeError:    # a batch of tensors, for example
+        raise RefusedError from None
+    if d.device != CPU or d.lanes != 1:
+        raise RefusedError
+    return 0
 
 
-cpdef array(tensor):
-    """Return an array over the memory of a tensor on the CPU; None for None."""
-    if tensor is None:
-        return None
-    if tensor.is_neg():     # the imaginary part of a conjugate: its memory has the other sign
-        tensor = tensor.resolve_neg()
-    cdef Description t
-    cdef cnp.npy_intp[MAX_DIMENSIONS] strides
-    cdef Py_ssize_t size
-    cdef int axis
-    cdef cnp.ndarray made
-    table.describe(<void*>tensor, &t)
-    dtype = type_of(&t)
-    if dtype is None:
-        raise TypeError("expected a tensor of float32, float64, float16 or bfloat16, "
-                        f"got {tensor.dtype}")
-    if t.device != CPU or t.ndim > MAX_DIMENSIONS or (t.data == NULL and tensor.numel()):
-        raise ValueError(f"expected a tensor in memory on the CPU, got one of shape "
-                         f"{tuple(tensor.shape)} on {tensor.device}")
-    size = t.bits // 8
-    for axis in range(t.ndim):
-        strides[axis] = t.strides[axis] * size
-    Py_INCREF(dtype)    # the next call takes it
-    made = PyArray_NewFromDescr(cnp.ndarray, dtype, t.ndim, <cnp.npy_intp*>t.shape, strides,
-                                t.data + t.offset, cnp.NPY_ARRAY_WRITEABLE, None)
-    cnp.set_array_base(made, tensor)
-    cnp.PyArray_UpdateFlags(made, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS
-                            | cnp.NPY_ARRAY_ALIGNED)
-    return made
+cdef inline int dtype_of(const Description* d) noexcept:
+    # That of fastbn.h; 0: none.
+    if d.code == REAL and d.bits == 32:
+        return FASTBN_FLOAT32
+    if d.code == REAL and d.bits == 64:
+        return FASTBN_FLOAT64
+    if d.code == REAL and d.bits == 16:
+        return FASTBN_FLOAT16
+    return FASTBN_BFLOAT16 if d.code == BRAIN and d.bits == 16 else 0
+
+
+cdef bint gapless(const Description* d, bint channels_last) noexcept:
+    # In that order, and so that no size of 1 leaves it open which one it is.
+    cdef int64_t step = 1
+    cdef int i, axis
+    if channels_last and not 4 <= d.ndim <= 5:
+        return False
+    for i in range(d.ndim):
+        axis = d.ndim - 1 - i
+        if channels_last and axis > 0:
+            axis = 1 if i == 0 else axis + 1
+        if d.shape[axis] == 1 or d.strides[axis] != step:
+            return False
+        step *= d.shape[axis]
+    return True
