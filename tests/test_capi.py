@@ -70,7 +70,7 @@ def from_c(case, x, dy, weight, bias, running, runner, fused):
         given["bias"] = bias
     results += gradients_from_c(case, capi.BACKWARD, x, runner, **given)
     results += running.values()
-    if case.op == "batch":
+    if case.op == "batch" and running:
         m2 = np.empty_like(mean)
         runner(capi.new_call("batch", capi.STATISTICS, x, mean=mean, m2=m2, **where(case)))
         results += [mean.copy(), m2]
@@ -87,7 +87,7 @@ def from_python(case, x, dy, weight, bias, running, fused):
     if fused and case.has_mean:
         backward["bias"] = bias
     results = [y, *saved, *case.backward(dy, x, saved, weight, **backward), *running.values()]
-    if case.op == "batch":
+    if case.op == "batch" and running:
         stats = fastbn.batch_stats(x, layout=case.layout)
         y, mean, invstd = fastbn.batch_norm_forward(
             x, weight, bias, training=False, layout=case.layout, **running, **fused)  # fmt: skip
@@ -104,7 +104,8 @@ def same_bits(case, dtype, parameter_dtype="float32", order="C", runner=capi.run
     if "activation" in fused:
         fused["negative_slope"] = 0.2
     weight, bias = case.parameters(parameter_dtype)
-    names = ["running_mean", "running_var"] if case.op in ("batch", "instance") else []
+    keeps = case.op in ("batch", "instance") and weight.itemsize > 2
+    names = ["running_mean", "running_var"] if keeps else []
     running = [{name: np.full(case.parameter_shape, 0.25, parameter_dtype) for name in names}
                for _ in range(2)]  # fmt: skip
     expected = from_python(case, x, dy, weight, bias, running[0], fused)
@@ -124,6 +125,45 @@ def test_bits_of_python(case, any_dtype):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bits_with_other_vectors(case, dtype):
     same_bits(case, dtype, "float32" if dtype == "float64" else "float64")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_with_half_vectors(case, half):
+    for dtype in "float32", "float64", half:
+        same_bits(case, dtype, half)
+
+
+def test_every_half_number_as_a_weight(half):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    weight = bits[bits & 0x7FFF <= np.array(np.inf, half).view(np.uint16)].view(half)  # no NaN
+    x = np.random.default_rng(0).normal(size=(2, weight.size))
+    y, out = fastbn.rms_norm(x, weight.size, weight, eps=1e-5), np.empty_like(x)
+    capi.run(capi.new_call("rms", capi.FORWARD, x, weight=weight, out=out, normalized_ndim=1))
+    assert out.tobytes() == y.tobytes()
+
+
+def test_gradients_of_half_vectors_are_rounded_alike(half):
+    # Between two of the half type and next to the middle, further away than float32 sees; at
+    # the ends of the range; and all over it.
+    one = [scale * (1 + (k + 0.5) * step + rest) for step in (2**-10, 2**-7) for k in (0, 1)
+           for rest in (0, 2**-40, -(2**-40)) for scale in (1, -3, 2**-14, 2**-24)]  # fmt: skip
+    ends = [0.0, 2**-24, 2**-25, 2**-25 + 2**-60, 2**-26, 65519.999999, 65520.0, -7e4, 3.39e38,
+            3.4e38, -1e300, 1e-300, 2**-134, 2**-133]  # fmt: skip
+    rng = np.random.default_rng(0)
+    many = rng.normal(size=5000) * 2.0 ** rng.integers(-30, 20, 5000)
+    dy = np.zeros((2, len(one) + len(ends) + many.size))
+    dy[0] = [*one, *ends, *many]
+    x = np.concatenate([np.zeros_like(dy[:1]), np.ones_like(dy[:1])])
+    mean, invstd = np.zeros(dy.shape[1]), np.ones(dy.shape[1])
+    weight = np.ones(dy.shape[1], half)
+    dbias, dweight, dx = np.empty_like(weight), np.empty_like(weight), np.empty_like(x)
+    capi.run(capi.new_call("batch", capi.BACKWARD, x, dy=dy, out=dx, weight=weight, dbias=dbias,
+                           dweight=dweight, mean=mean, invstd=invstd, channel_axis=1))  # fmt: skip
+    gradients = fastbn.batch_norm_backward(dy, x, mean, invstd, weight)
+    with np.errstate(over="ignore"):
+        assert dbias.tobytes() == dy[0].astype(half).tobytes()
+    for found, expected in zip([dx, dweight, dbias], gradients, strict=True):
+        assert found.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("workers", [1, 3, 20])
@@ -327,7 +367,15 @@ MISTAKES = {
     "dtype 5": (lambda: changed(dtype=5), capi.BAD_DTYPE),
     "no dtype of vectors": (
         lambda: changed(weight=ROW.ctypes.data, vector_dtype=0), capi.BAD_DTYPE),
-    "half vectors": (lambda: changed(weight=ROW.ctypes.data, vector_dtype=3), capi.BAD_DTYPE),
+    "vectors of dtype 5": (lambda: changed(weight=ROW.ctypes.data, vector_dtype=5),
+                           capi.BAD_DTYPE),
+    "half running mean": (lambda: changed(running_mean=ROW.ctypes.data, vector_dtype=3),
+                          capi.BAD_DTYPE),
+    "half running variance": (lambda: changed(running_var=ROW.ctypes.data, vector_dtype=4),
+                              capi.BAD_DTYPE),
+    "half running statistics": (
+        lambda: changed(operation=2, running_mean=ROW.ctypes.data, running_var=ROW.ctypes.data,
+                        vector_dtype=4), capi.BAD_DTYPE),
     "no shape": (lambda: changed(shape=None), capi.NULL_POINTER),
     "no x": (lambda: changed(x=capi.Tensor(None, None)), capi.NULL_POINTER),
     "no out": (lambda: changed(out=capi.Tensor(None, None)), capi.NULL_POINTER),

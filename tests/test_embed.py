@@ -107,6 +107,7 @@ class TestWithoutPython:
         for dtype in ("float32", "float64", "float16"):
             for case in CASES:
                 same_bits(case, dtype, "float64" if dtype == "float64" else "float32")
+                same_bits(case, dtype, "float16", activation="relu", adds=True)
 
 
 def test_flags_are_those_of_the_package():

@@ -87,8 +87,8 @@ typedef struct fastbn_call {
     int32_t norm;               /* FASTBN_BATCH_NORM, ... */
     int32_t operation;          /* FASTBN_FORWARD, ... */
     int32_t dtype;              /* of tensors: FASTBN_FLOAT32, ... */
-    int32_t vector_dtype;       /* of weight, bias, their gradients and running statistics:
-                                   FASTBN_FLOAT32 or FASTBN_FLOAT64; needed only with them */
+    int32_t vector_dtype;       /* of weight, bias, their gradients and running statistics,
+                                   which are not half; needed only with them */
     int32_t ndim;               /* at most 64 */
     int32_t channel_axis;       /* 1 for NCHW, 3 for NHWC; not of layer and RMS norm */
     int32_t sample_axis;        /* of group and instance norm */

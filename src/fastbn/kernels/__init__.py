@@ -16,6 +16,7 @@
             sums.pxi, moments.pxi, gradients.pxi    statistics, coefficients
             writes.pxi, features.pxi                walks through what is written
             pens.pxi, activations.pxi               the arithmetic of what is written
+            vectors.pxi                             conversions, for C
 
 Calls go down only. A room knows the one below it and nothing above.
 

@@ -156,8 +156,8 @@ cdef const char* api_error_message(int code) noexcept nogil:
         return ("norm, operation, activation: expected an operation that the norm has, and "
                 "FASTBN_IDENTITY or another activation")
     if code == FASTBN_BAD_DTYPE:
-        return ("dtype, vector_dtype: expected one of FASTBN_FLOAT32 and so on; of vectors, "
-                "FASTBN_FLOAT32 or FASTBN_FLOAT64")
+        return ("dtype, vector_dtype: expected one of FASTBN_FLOAT32 and so on; with running "
+                "statistics, vectors of FASTBN_FLOAT32 or FASTBN_FLOAT64")
     if code == FASTBN_BAD_SHAPE:
         return "ndim, shape: expected 1 to 64 sizes of at least 1, whose product is a size"
     if code == FASTBN_BAD_AXIS:

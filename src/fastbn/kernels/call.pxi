@@ -49,6 +49,10 @@ cdef int take_call(const fastbn_call* given, fastbn_call* call) noexcept nogil:
     return FASTBN_OK
 
 
+cdef inline const Leaves* leaves_for(int dtype) noexcept nogil:
+    return leaves_of[dtype - FASTBN_FLOAT32]
+
+
 cdef inline bint of_rows(const fastbn_call* call) noexcept nogil:
     return call.norm == FASTBN_LAYER_NORM or call.norm == FASTBN_RMS_NORM
 
@@ -85,6 +89,18 @@ cdef int check_kind(const fastbn_call* call) noexcept nogil:
     return FASTBN_OK
 
 
+cdef int check_vector_dtype(const fastbn_call* call) noexcept nogil:
+    cdef bint running = (call.running_mean != NULL or call.running_var != NULL) and (
+        call.operation in (FASTBN_INFERENCE, FASTBN_FORWARD))
+    cdef bint parameters = (call.weight != NULL or call.bias != NULL or call.dweight != NULL
+                            or call.dbias != NULL)
+    # Half types have too few bits for a mean over time.
+    cdef int widest = FASTBN_FLOAT64 if running else FASTBN_BFLOAT16
+    if is_among(call.vector_dtype, FASTBN_FLOAT32, widest) or not (running or parameters):
+        return FASTBN_OK
+    return FASTBN_BAD_DTYPE
+
+
 cdef int check_vectors(const fastbn_call* call) noexcept nogil:
     cdef bint rms = call.norm == FASTBN_RMS_NORM
     if call.operation == FASTBN_INFERENCE and (
@@ -94,11 +110,7 @@ cdef int check_vectors(const fastbn_call* call) noexcept nogil:
         return FASTBN_NULL_POINTER
     if is_backward(call) and (call.invstd == NULL or (call.mean == NULL and not rms)):
         return FASTBN_NULL_POINTER
-    if call.vector_dtype not in (FASTBN_FLOAT32, FASTBN_FLOAT64) and (
-            call.weight != NULL or call.bias != NULL or call.running_mean != NULL
-            or call.running_var != NULL or call.dweight != NULL or call.dbias != NULL):
-        return FASTBN_BAD_DTYPE
-    return FASTBN_OK
+    return check_vector_dtype(call)
 
 
 cdef int check_shape(const fastbn_call* call, Py_ssize_t elem_size) noexcept nogil:
@@ -151,10 +163,10 @@ cdef int check_call(const fastbn_call* call) noexcept nogil:
     cdef int code = check_kind(call)
     if code == FASTBN_OK:
         code = check_vectors(call)
-    if code == FASTBN_OK and leaves_of[call.dtype - FASTBN_FLOAT32] == NULL:
+    if code == FASTBN_OK and leaves_for(call.dtype) == NULL:
         code = FASTBN_BAD_DTYPE
     if code == FASTBN_OK:
-        code = check_shape(call, leaves_of[call.dtype - FASTBN_FLOAT32].elem_size)
+        code = check_shape(call, leaves_for(call.dtype).elem_size)
     if code == FASTBN_OK:
         code = check_axes(call)
     return code if code != FASTBN_OK else check_numbers(call)
@@ -298,7 +310,7 @@ cdef int understand(const fastbn_call* given, int workers, Request* r) noexcept 
         code = FASTBN_BAD_WORKERS
     if code != FASTBN_OK:
         return code
-    r.leaves = leaves_of[r.call.dtype - FASTBN_FLOAT32]
+    r.leaves = leaves_for(r.call.dtype)
     r.operation = operation_of(&r.call, r.leaves)
     memset(&r.job, 0, sizeof(Job))
     r.job.threads = workers
@@ -317,31 +329,9 @@ cdef int understand(const fastbn_call* given, int workers, Request* r) noexcept 
 
 # ---- vectors -------------------------------------------------------------------------
 
-cdef void widen(const void* vector, int dtype, Py_ssize_t n, double* to) noexcept nogil:
-    # In the standard floating-point environment, which keeps subnormals.
-    cdef Py_ssize_t i
-    cdef fp_state saved
-    if dtype == FASTBN_FLOAT64:
-        memcpy(to, vector, n * sizeof(double))
-        return
-    saved = fp_enter()
-    for i in range(n):
-        to[i] = (<const float*>vector)[i]
-    fp_leave(saved)
-
-
 cdef void narrow(const double* vector, Py_ssize_t n, int dtype, void* to) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef fp_state saved
-    if to == NULL or to == <const void*>vector:
-        return
-    if dtype == FASTBN_FLOAT64:
-        memcpy(to, vector, n * sizeof(double))
-        return
-    saved = fp_enter()
-    for i in range(n):
-        (<float*>to)[i] = <float>vector[i]
-    fp_leave(saved)
+    if to != NULL and to != <const void*>vector:
+        leaves_for(dtype).narrow(vector, n, to)
 
 
 cdef double* new_vector(Supply* supply, Py_ssize_t n) noexcept nogil:
@@ -361,7 +351,7 @@ cdef double* wide(Supply* supply, const fastbn_call* call, const void* vector,
         return <double*>vector
     to = new_vector(supply, n)
     if supply.start != NULL:
-        widen(vector, call.vector_dtype, n, to)
+        leaves_for(call.vector_dtype).widen(vector, n, to)
     return to
 
 

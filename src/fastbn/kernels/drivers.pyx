@@ -28,11 +28,6 @@ from fastbn.kernels.job cimport (
     COEFFICIENTS, COLUMNS, NO_MEMORY, PIXELS, RUN_COLUMNS, STOPPED, WRAP, Job, Leaves, Operand,
     Plan, Step, Task, View)
 
-cdef extern from "environment.h" nogil:
-    ctypedef int fp_state
-    fp_state fp_enter()
-    void fp_leave(fp_state saved)
-
 cdef extern from *:
     const char* FASTBN_VERSION
 

@@ -125,6 +125,9 @@ ctypedef void (*Task)(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                       Py_ssize_t b0, Py_ssize_t b1) noexcept nogil
 # A step works on the vectors of channels [c0, c1).
 ctypedef void (*Step)(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
+# Vectors of n elements, to float64 and back.
+ctypedef void (*Widen)(const void* vector, Py_ssize_t n, double* to) noexcept nogil
+ctypedef void (*Narrow)(const double* vector, Py_ssize_t n, void* to) noexcept nogil
 
 ctypedef struct Leaves:
     # The leaves of one CPU level and one element type.
@@ -142,3 +145,5 @@ ctypedef struct Leaves:
     Task write_gradient     # out = dx; with features, their sums of gradients, too
     Task write_sum_gradient     # dy, of the sum with a residual, from dy_of_y
     Step add_samples        # dweight, dbias of the first sample become those of all
+    Widen widen
+    Narrow narrow

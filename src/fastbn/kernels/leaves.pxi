@@ -13,6 +13,7 @@ This one source is compiled once for each pair; lanes.h gives it the registers.
    pens.pxi       the arithmetic of the elementwise passes
    writes.pxi     these passes, over planes and rows
    features.pxi   the same where features have parameters
+   vectors.pxi    vectors of parameters, to float64 and back
 3. Sums are written in the order in which they are to be done, each column of
    its own. The compiler is forbidden to contract or reorder them: so the bits
    depend neither on the width of the registers nor on the CPU.
@@ -25,6 +26,7 @@ other than by the strides of its operands.
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport sqrt
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from fastbn.kernels.job cimport (
@@ -99,6 +101,7 @@ include "gradients.pxi"
 include "pens.pxi"
 include "features.pxi"
 include "writes.pxi"
+include "vectors.pxi"
 
 cdef Leaves leaves
 
@@ -118,6 +121,8 @@ cdef const Leaves* filled_leaves() noexcept nogil:
     leaves.spread_groups = spread_groups
     leaves.spread_features = spread_features
     leaves.add_samples = add_samples
+    leaves.widen = widen_vector
+    leaves.narrow = narrow_vector
     return &leaves
 
 
