@@ -29,7 +29,7 @@ DTYPES = {"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4}
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2, "silu": 3}
 (OK, UNKNOWN_FIELD, NULL_POINTER, BAD_OPERATION, BAD_DTYPE, BAD_SHAPE, BAD_AXIS, BAD_GROUPS,
  BAD_NUMBER, ONE_VALUE, BAD_STRIDES, MISALIGNED, BAD_WORKERS, BAD_WORKSPACE,
- BAD_TASK) = range(15)  # fmt: skip
+ BAD_TASK, OVERLAP) = range(16)  # fmt: skip
 
 
 class Tensor(Structure):

@@ -245,33 +245,118 @@ def test_strides_of_a_residual(order):
         same_bits(case, "float32", order=order, activation="relu", adds=True)
 
 
-def step_of_batch_norm(x, dy, residual, out, dx, dresidual):
-    """A training step with a residual and silu, each output where it is said to be."""
-    mean, invstd, bias = np.empty(4), np.empty(4), np.full(4, 0.5, np.float32)
-    after = {"channel_axis": 1, "activation": "silu", "residual": residual, "bias": bias}
-    statistics = {"mean": mean, "invstd": invstd}
-    capi.run(capi.new_call("batch", capi.FORWARD, x, out=out, **statistics, **after))
-    y = out.copy()
-    capi.run(capi.new_call("batch", capi.BACKWARD, x, dy=dy, out=dx, dresidual=dresidual,
-                           **statistics, **after))  # fmt: skip
-    return [a.tobytes() for a in (y, dx, dresidual)]
+def fused_gradients(case, x, dy, residual, dx, dresidual):
+    """Of a residual and silu, each where it is said to be."""
+    statistics = {"mean": np.zeros(case.statistics_shape), "invstd": np.ones(case.statistics_shape)}
+    capi.run(capi.new_call(case.op, capi.BACKWARD, x, dy=dy, out=dx, activation="silu",
+                           residual=residual, dresidual=dresidual, **statistics,
+                           **where(case)))  # fmt: skip
+    return dx.tobytes(), dresidual.tobytes()
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (5, 4, 7, 7), (3, 4, 33, 32), (1, 4, 150, 151)], ids=str)
-def test_fused_backward_in_place(shape):
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_fused_backward_in_place(case):
     # In memory that it may overwrite, each gradient in every place that is allowed.
-    case = Case("batch", shape)
-    x, dy, residual = (case.batch("float32", seed) for seed in range(3))
-    new = [np.empty_like(x) for _ in range(3)]
-    expected = step_of_batch_norm(x, dy, residual, *new)
-    for dx_place, dresidual_place in [
+    arrays = {name: case.batch("float32", k) for k, name in enumerate(("x", "dy", "residual"))}
+    new = np.empty_like(arrays["x"])
+    expected = fused_gradients(case, **arrays, dx=np.empty_like(new), dresidual=new.copy())
+    for dx, dresidual in [
         ("x", "dy"), ("x", "residual"), ("dy", "residual"), ("residual", "dy"), ("dy", "new"),
         ("residual", "new"), ("new", "dy"),
     ]:  # fmt: skip
-        places = {"x": x.copy(), "dy": dy.copy(), "residual": residual.copy(), "new": new[1]}
-        dx, dresidual = places[dx_place], places[dresidual_place]
-        inputs = [places[name] for name in ("x", "dy", "residual")]
-        assert step_of_batch_norm(*inputs, new[0], dx, dresidual) == expected
+        inputs = {name: array.copy() for name, array in arrays.items()}
+        places = inputs | {"new": new}
+        outputs = {"dx": places[dx], "dresidual": places[dresidual]}
+        assert fused_gradients(case, **inputs, **outputs) == expected
+
+
+# ---- overlaps ----------------------------------------------------------------------------
+
+
+def channels_of_a_buffer(n, c, inner):
+    """Two tensors that are neighbouring channels of one, as in a network that concatenates."""
+    whole = np.random.default_rng(0).normal(size=(n, 2 * c, inner)).astype(np.float32)
+    return whole[:, :c], whole[:, c:]
+
+
+def images_of_a_buffer(n, c, inner):
+    """Two tensors that are every other image of one; the second runs backwards."""
+    whole = np.random.default_rng(0).normal(size=(2 * n, c, inner)).astype(np.float32)
+    return whole[::2], whole[::-2]
+
+
+def pixels_of_a_buffer(n, c, inner):
+    """Two tensors of channels last."""
+    whole = np.random.default_rng(0).normal(size=(n, inner, 2 * c)).astype(np.float32)
+    return whole[..., :c].transpose(0, 2, 1), whole[..., c:].transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 49), (16, 3, 2), (2, 64, 64)], ids=str)
+@pytest.mark.parametrize("of_a_buffer", [
+    channels_of_a_buffer, images_of_a_buffer, pixels_of_a_buffer])  # fmt: skip
+def test_tensors_between_each_other(of_a_buffer, shape):
+    x, out = of_a_buffer(*shape)
+    y = fastbn.batch_norm_forward(x)[0]
+    before = x.tobytes()
+    capi.run(batch_call(x, out=out))
+    assert out.tobytes() == y.tobytes()
+    assert x.tobytes() == before
+
+
+def some_view(rng, memory, shape, like=None):
+    """Without gaps from the channels inwards, of any other strides; often those of another."""
+    _, c, inner = shape
+    image = int(rng.integers(c * inner, 3 * c * inner)) * int(rng.choice([1, 1, -1]))
+    channel = int(rng.choice([inner, inner, inner + 1, 2 * inner, -inner]))
+    strides = [8 * step for step in (image, channel, 1)]
+    if like is not None and rng.integers(2):
+        strides = like.strides
+    spans = [(n - 1) * stride // 8 for n, stride in zip(shape, strides, strict=True)]
+    low = -sum(min(span, 0) for span in spans)
+    start = int(rng.integers(low, memory.size - sum(max(span, 0) for span in spans)))
+    return np.lib.stride_tricks.as_strided(memory[start:], shape, strides)
+
+
+def test_overlaps_are_those_of_python():
+    rng, memory = np.random.default_rng(0), np.zeros(360)
+    shared = apart = 0
+    for _ in range(4000):
+        shape = tuple(map(int, rng.integers(2, 6, 3)))
+        x = some_view(rng, memory, shape)
+        out = some_view(rng, memory, shape, x)
+        code = code_of(batch_call(x, out=out))
+        if code == capi.BAD_STRIDES or (x.ctypes.data, x.strides) == (out.ctypes.data, out.strides):
+            continue
+        assert (code == capi.OVERLAP) == np.shares_memory(x, out), (shape, x.strides, out.strides)
+        shared += code == capi.OVERLAP
+        apart += code == capi.OK and np.may_share_memory(x, out)
+    assert min(shared, apart) > 50
+
+
+PLACES = {"x": 0, "dy": 100, "out": 200, "residual": 300, "dresidual": 400}
+MOVED = [
+    ({}, capi.OK),
+    *[({"out": PLACES[name]}, capi.OK) for name in ("x", "dy", "residual")],
+    *[({"dresidual": PLACES[name]}, capi.OK) for name in ("dy", "residual")],
+    ({"x": 100, "out": 100, "dresidual": 300}, capi.OK),
+    ({"out": 400}, capi.OVERLAP),
+    ({"dresidual": 0}, capi.OVERLAP),
+    ({"out": 100, "dresidual": 100}, capi.OVERLAP),
+    *[({"out": at + away}, capi.OVERLAP)
+      for name, at in PLACES.items() if name != "out" for away in (-59, -1, 1, 59)],
+    *[({"dresidual": at + away}, capi.OVERLAP)
+      for name, at in PLACES.items() if name != "dresidual" for away in (-59, -1, 1, 59)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("moved", "code"), MOVED, ids=str)
+def test_overlaps_in_backward(moved, code):
+    memory = np.zeros(700, np.float32)
+    places = {name: 100 + at for name, at in (PLACES | moved).items()}
+    tensors = {name: memory[at : at + 60].reshape(4, 3, 5) for name, at in places.items()}
+    call = capi.new_call("batch", capi.BACKWARD, tensors.pop("x"), mean=np.zeros(3),
+                         invstd=np.ones(3), channel_axis=1, **tensors)  # fmt: skip
+    assert code_of(call) == code
 
 
 def test_what_nothing_follows():
@@ -526,10 +611,10 @@ def test_unaligned_workspace():
 
 
 def test_messages():
-    messages = [capi.API.error_message(code).decode() for code in range(-1, 17)]
+    messages = [capi.API.error_message(code).decode() for code in range(-1, 18)]
     assert messages[1] == "no error"
     assert messages[0] == messages[-1] == messages[-2] == "unknown error"
-    known = messages[1:16]
+    known = messages[1:17]
     assert len(set(known)) == len(known)
     assert not any("unknown" in message for message in known)
 

@@ -407,6 +407,21 @@ def test_large_tensors_that_are_the_same(case):
         check_same(case, x, dy, residual, taken, "silu")
 
 
+@pytest.mark.parametrize("taken", ["x", "dy"])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_backward_into_what_it_reads(case, any_dtype, activation, taken):
+    x, dy = case.batch(any_dtype), case.gradient(any_dtype)
+    weight, bias = case.parameters(any_dtype)
+    _, saved = case.forward(x, weight, bias)
+    options = backward_options(case, bias, {"activation": activation})
+    expected = case.backward(dy, x, saved, weight, **options)
+    out = {"x": x, "dy": dy}[taken]
+    found = case.backward(dy, x, saved, weight, out=out, **options)
+    assert found[0] is out
+    same_bytes(found, expected)
+
+
 def check_same(case, x, dy, residual, taken, activation):
     """`out` is the tensor named so; the others may be the same, too."""
     weight, bias = case.parameters("float32")

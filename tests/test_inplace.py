@@ -226,6 +226,7 @@ ONES = np.ones(3, np.float32)
         ({"activation": 3}, TypeError, "activation"),
         ({"activation": "leaky_relu", "negative_slope": 0.0}, ValueError, "negative_slope"),
         ({"activation": "leaky_relu", "negative_slope": -0.1}, ValueError, "negative_slope"),
+        ({"activation": "leaky_relu", "negative_slope": 1e-39}, ValueError, "negative_slope"),
         ({"negative_slope": "0.1"}, TypeError, "negative_slope"),
         ({"out": X[:5]}, ValueError, "out"),
         ({"out": X.astype(np.float64)}, TypeError, "out"),
@@ -375,8 +376,9 @@ def test_x_that_cannot_be_overwritten():
     bn, _ = pair(3)
     x = X.copy()
     x.flags.writeable = False
-    with pytest.raises(ValueError, match=r"^out: .*writable"):
-        bn(x)
+    for layer in (bn, bn.eval(), bn.train()):
+        with pytest.raises(ValueError, match=r"^x: .*writable"):
+            layer(x)
     with pytest.raises(ValueError, match=r"^x: expected 3 channels"):
         bn(np.zeros((6, 4, 4), np.float32))
     with pytest.raises(TypeError, match=r"^x: "):

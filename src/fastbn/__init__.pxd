@@ -51,6 +51,7 @@ cdef extern from "fastbn.h" nogil:
         FASTBN_BAD_WORKERS
         FASTBN_BAD_WORKSPACE
         FASTBN_BAD_TASK
+        FASTBN_OVERLAP
 
     ctypedef struct fastbn_tensor:
         void* data

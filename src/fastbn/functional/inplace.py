@@ -18,16 +18,21 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Floating, Gradients, Kept, Vector
 
 
+#: Its inverse is a float32, too.
+LEAST_SLOPE = float(np.finfo(np.float32).tiny)
+
+
 def check_activation(activation: Activation | None, negative_slope: float) -> None:
     """Raise unless the activation can be undone."""
     if _view.check_activation(activation) not in (None, "leaky_relu"):
         raise ValueError(
             f"activation: expected one that can be undone, None or 'leaky_relu', got {activation!r}"
         )
-    if not _view.check_slope(negative_slope) > 0.0 and activation is not None:
+    slope = _view.check_slope(negative_slope)
+    if activation is not None and not slope >= LEAST_SLOPE:
         raise ValueError(
-            "negative_slope: expected more than 0, so that the activation can be undone, "
-            f"got {negative_slope!r}"
+            f"negative_slope: expected at least {LEAST_SLOPE:.1e}, so that the activation can be "
+            f"undone, got {negative_slope!r}"
         )
 
 
@@ -74,7 +79,7 @@ def batch_norm_backward_inplace(
         The same.
     weight, bias, layout, activation, negative_slope
         As in the forward pass: no weight is 0, and the activation can be undone
-        (``None``, or ``"leaky_relu"`` with a slope above 0).
+        (``None``, or ``"leaky_relu"`` with a slope of at least 1.2e-38).
     out : ndarray of the shape and dtype of `y`, optional
         Where to write `dx`: `dy` or `y` itself, or memory apart from all inputs.
 

@@ -69,7 +69,8 @@ enum fastbn_error {
     FASTBN_MISALIGNED = 11,
     FASTBN_BAD_WORKERS = 12,
     FASTBN_BAD_WORKSPACE = 13,
-    FASTBN_BAD_TASK = 14
+    FASTBN_BAD_TASK = 14,
+    FASTBN_OVERLAP = 15
 };
 
 /* Elements of `dtype`, in the shape of the call. Strides are in elements, one for each
@@ -99,7 +100,7 @@ typedef struct fastbn_call {
     double momentum;            /* weight of the new in running statistics */
     fastbn_tensor x;
     fastbn_tensor dy;           /* backward */
-    fastbn_tensor out;          /* y or dx; may be x or dy, or memory apart from both */
+    fastbn_tensor out;          /* y or dx; each other tensor is the same or apart from it */
     /* One number for each channel (layer and RMS norm: for each element of the normalised
      * axes, in C order). */
     const void *weight;         /* NULL: 1 */
@@ -121,7 +122,8 @@ typedef struct fastbn_call {
     int32_t reserved;           /* 0 */
     double negative_slope;      /* of FASTBN_LEAKY_RELU, without a default: 0 is one */
     fastbn_tensor residual;     /* data NULL: there is none */
-    fastbn_tensor dresidual;    /* backward with a residual: its gradient is written */
+    fastbn_tensor dresidual;    /* backward with a residual: its gradient is written; may be
+                                   dy or residual, and is apart from x and out */
 } fastbn_call;
 
 /* Functions return FASTBN_OK or another of the codes above, if not said otherwise.

@@ -45,33 +45,34 @@ cdef inline lanes unbent(const Activation* a, lanes y) noexcept nogil:
 
 
 cdef inline lanes exponential(lanes x) noexcept nogil:
-    # e**x for x in [-FAR, 0]: of x - n * log(2), Taylor's series.
+    # e**x for x in [-FAR, 0]: of x - n * log(2), a polynomial.
     cdef lanes n = rounded(x * splat(LOG2_E))
     cdef lanes r = (x - n * splat(LOG_2)) - n * splat(REST_OF_LOG_2)
-    cdef lanes series = splat(reciprocal_factorial[TERMS])
+    cdef lanes series = splat(POLYNOMIAL[TERMS])
     cdef int k
     for k in range(TERMS):
-        series = series * r + splat(reciprocal_factorial[TERMS - 1 - k])
+        series = series * r + splat(POLYNOMIAL[TERMS - 1 - k])
     return times_power_of_two(series, n)
 
 
-cdef inline lanes exp_of_minus_size(lanes z) noexcept nogil:
-    # Of |z|, and 0 from FAR on: without a quotient of infinities. NaN stays.
-    return exponential(larger(smaller(z, splat(0) - z), splat(-FAR)))
+cdef inline lanes minus_size(lanes z) noexcept nogil:
+    # -|z|, but not below -FAR, where an exponential is 0: no infinity is divided. NaN stays.
+    return larger(negative(z), splat(-FAR))
 
 
 cdef inline lanes silu(lanes z) noexcept nogil:
-    cdef lanes e = exp_of_minus_size(z)
-    return if_at_most(z, splat(0), larger(z, splat(-FAR)) * e, z) / (splat(1) + e)
+    cdef lanes m = minus_size(z)
+    cdef lanes e = exponential(m)
+    return if_at_most(z, splat(0), m * e, z) / (splat(1) + e)
 
 
 cdef inline lanes silu_slope(lanes z) noexcept nogil:
-    # s + z * s * (1 - s) for the sigmoid s, of which `near` is the one or the other.
-    cdef lanes e = exp_of_minus_size(z)
-    cdef lanes near = splat(1) / (splat(1) + e)
-    cdef lanes far = e * near
-    cdef lanes bounded = larger(smaller(splat(FAR), z), splat(-FAR))
-    return if_at_most(z, splat(0), far, near) + bounded * (near * far)
+    # s + z * s * (1 - s) for the sigmoid s; of -z it is what that of z leaves of 1.
+    cdef lanes m = minus_size(z)
+    cdef lanes e = exponential(m)
+    cdef lanes rest = splat(1) / (splat(1) + e)
+    cdef lanes slope = e * rest * (splat(1) + m * rest)
+    return if_at_most(z, splat(0), slope, splat(1) - slope)
 
 
 cdef inline lanes activated(const Activation* a, lanes z) noexcept nogil:
@@ -81,3 +82,8 @@ cdef inline lanes activated(const Activation* a, lanes z) noexcept nogil:
 cdef inline lanes passed(const Activation* a, lanes z, lanes dy) noexcept nogil:
     # The gradient of z, from that of what the activation makes of z.
     return dy * silu_slope(z) if a.silu else bent(a, z, dy)
+
+
+cdef inline lanes passed_again(const Activation* a, lanes z, lanes dy) noexcept nogil:
+    # The same, where silu's is seldom needed, so that its code need not be in every loop.
+    return dy * apart(silu_slope, z) if a.silu else bent(a, z, dy)

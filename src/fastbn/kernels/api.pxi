@@ -181,6 +181,9 @@ cdef const char* api_error_message(int code) noexcept nogil:
         return "workspace: expected as much memory as workspace_size says, in which a call began"
     if code == FASTBN_BAD_TASK:
         return "phase, begin, end, worker: expected what phases, tasks and workers allow"
+    if code == FASTBN_OVERLAP:
+        return ("out, dresidual: expected the memory of an input with the same strides, or memory "
+                "apart; of dresidual, not that of x or out")
     return "unknown error"
 
 

@@ -173,6 +173,23 @@ cdef void settle_operand(const Axes* a, const Order* order, int split, const Job
     operand.sample = a.strides[order.axes[0]] // a.unit if order.samples else 0
 
 
+cdef void settle_activation(const Leaves* leaves, const Operand* dresidual,
+                            Job* job) noexcept nogil:
+    # Once the operands are there. `dresidual` is NULL, or where dz is wanted. Else silu's
+    # is written to `out`, which is written again later: its slope takes longer than that.
+    # Not where x is, and not where elements have fewer bits than what is computed with.
+    job.fused = job.activation != IDENTITY or job.residual.data != NULL
+    if job.dy.data == NULL:
+        return
+    job.dy_of_y = job.dy
+    job.dz_first = dresidual != NULL or (
+        job.activation == SILU and job.out.data != job.x.data
+        and leaves.elem_size == leaves.real_size)
+    if job.dz_first:
+        job.dy = dresidual[0] if dresidual != NULL else job.out
+        job.fused = False
+
+
 cdef void turn_to_features(Job* job) noexcept nogil:
     # What is outer and middle are the channels.
     job.view.features = True

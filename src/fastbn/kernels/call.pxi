@@ -242,12 +242,36 @@ cdef int look_at_all(const Request* r, Py_ssize_t group, uint64_t* breaks) noexc
     return code
 
 
+cdef bint same_or_apart(const Request* r, const Operand* a, const Operand* b) noexcept nogil:
+    if a.data == NULL or b.data == NULL or same_places(&r.job, a, b):
+        return True
+    return not overlap(&r.job, r.leaves.elem_size, a, b)
+
+
+cdef int check_apart(const Request* r) noexcept nogil:
+    # An element is read before it is written, but x again after the residual's gradient.
+    cdef const Job* job = &r.job
+    cdef const Operand* dresidual = &job.dy
+    if not (same_or_apart(r, &job.out, &job.x) and same_or_apart(r, &job.out, &job.dy_of_y)
+            and same_or_apart(r, &job.out, &job.residual)):
+        return FASTBN_OVERLAP
+    if not has_residual(&r.call) or not is_backward(&r.call):
+        return FASTBN_OK
+    if (overlap(job, r.leaves.elem_size, dresidual, &job.out)
+            or overlap(job, r.leaves.elem_size, dresidual, &job.x)):
+        return FASTBN_OVERLAP
+    if same_or_apart(r, dresidual, &job.dy_of_y) and same_or_apart(r, dresidual, &job.residual):
+        return FASTBN_OK
+    return FASTBN_OVERLAP
+
+
 cdef int settle_tensors(Request* r, Py_ssize_t channels, Py_ssize_t group) noexcept nogil:
     cdef fastbn_call* call = &r.call
     cdef Py_ssize_t gapless[MAX_DIMENSIONS]
     cdef Axes axes = axes_of_tensor(call, &call.x, gapless)
     cdef bint backward = is_backward(call), adds = has_residual(call)
     cdef uint64_t breaks = 0
+    cdef Operand dresidual
     cdef int split, code = look_at_all(r, group, &breaks)
     if code != FASTBN_OK:
         return code
@@ -257,11 +281,13 @@ cdef int settle_tensors(Request* r, Py_ssize_t channels, Py_ssize_t group) noexc
     if adds:
         settle_tensor(r, &call.residual, split, &r.job.residual)
     if backward:
-        settle_tensor(r, &call.dy, split, &r.job.dy_of_y)
-        settle_tensor(r, &call.dresidual if adds else &call.dy, split, &r.job.dy)
+        settle_tensor(r, &call.dy, split, &r.job.dy)
+    if backward and adds:
+        settle_tensor(r, &call.dresidual, split, &dresidual)
     if call.operation != FASTBN_STATISTICS:
         settle_tensor(r, &call.out, split, &r.job.out)
-    return FASTBN_OK
+    settle_activation(r.leaves, &dresidual if backward and adds else NULL, &r.job)
+    return check_apart(r)
 
 
 cdef int settle_channels(Request* r) noexcept nogil:
@@ -318,9 +344,6 @@ cdef int understand(const fastbn_call* given, int workers, Request* r) noexcept 
     r.job.centred = r.call.norm != FASTBN_RMS_NORM
     r.job.training = r.call.operation != FASTBN_BACKWARD_INFERENCE
     r.job.activation, r.job.negative_slope = r.call.activation, r.call.negative_slope
-    # Backward with a residual: the gradient of the sum is written before it is read.
-    r.job.fused = (not is_backward(&r.call) if has_residual(&r.call)
-                   else r.call.activation != FASTBN_IDENTITY)
     code = order_axes(r)
     if code == FASTBN_OK:
         code = settle_rows(r) if of_rows(&r.call) else settle_channels(r)

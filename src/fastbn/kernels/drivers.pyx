@@ -8,6 +8,7 @@ shares out the pieces of each phase to threads.
     workspace.pxi   the memory of a job, and the jobs that it consists of
     phases.pxi      what is done, in which order
     team.pxi        by whom
+    overlap.pxi     whether tensors of C share memory
     call.pxi        the same for C: a call of fastbn.h -> a job ...
     api.pxi         ... whose pieces the caller's threads do
 
@@ -21,12 +22,12 @@ running statistics.
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport PTRDIFF_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from fastbn cimport *
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, NO_MEMORY, PIXELS, RUN_COLUMNS, STOPPED, WRAP, Job, Leaves, Operand,
-    Plan, Step, Task, View)
+    COEFFICIENTS, COLUMNS, IDENTITY, NO_MEMORY, PIXELS, RUN_COLUMNS, SILU, STOPPED, WRAP, Job,
+    Leaves, Operand, Plan, Step, Task, View)
 
 cdef extern from *:
     const char* FASTBN_VERSION
@@ -163,6 +164,7 @@ cdef enum:
 cdef const Leaves* leaves_of[DTYPES]    # in the order of fastbn_dtype
 
 include "axes.pxi"
+include "overlap.pxi"
 include "call.pxi"
 include "api.pxi"
 

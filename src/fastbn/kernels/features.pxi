@@ -107,7 +107,7 @@ cdef inline Pair feature_term(const Row* row, Py_ssize_t j, Py_ssize_t some, lan
         prefetch(p.dy + j, row.dy_ahead)
     d = centred(&row.pen, these.x, how)
     xhat = d * row.pen.gain + row.pen.offset
-    t.s = passed(p.activation, xhat * weight + bias, these.dy) if how & FUSED else these.dy
+    t.s = passed_again(p.activation, xhat * weight + bias, these.dy) if how & FUSED else these.dy
     t.q = t.s * xhat
     dx[0] = backward(&row.pen, d, t.s * weight, how)
     return t

@@ -66,7 +66,9 @@ ctypedef struct Job:
     Operand dy
     Operand out
     Operand residual            # added before the activation; data NULL: there is none
-    # Backward with a residual: dy is that of the sum, written first, from that of y.
+    # Backward: dz, the gradient before the activation, is written first, in place of dy,
+    # from dy_of_y; what is said of dy below is then said of dz.
+    bint dz_first
     Operand dy_of_y
     int activation
     double negative_slope       # of LEAKY_RELU

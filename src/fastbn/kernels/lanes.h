@@ -154,6 +154,12 @@ static inline stored pack(lanes v)
 #endif
 #endif
 
+/* Is a float64 rounded once to an element? bfloat16 is made of float32, by ml_dtypes. */
+#if defined(FASTBN_FLOAT16)
+enum { ROUNDED_ONCE = 1 };
+#else
+enum { ROUNDED_ONCE = 0 };
+#endif
 static inline double as_double(elem x) { return (double)unpack((stored){x})[0]; }
 static inline real first_lane(lanes v) { return v[0]; }
 static inline real as_real(double x) { return x == x ? (real)x : (real)__builtin_nan(""); }
@@ -305,6 +311,9 @@ static inline lanes held(lanes v) { __asm__("" : "+x"(v)); return v; }
 static inline lanes held(lanes v) { return v; }
 #endif
 
+/* f(v), by a call: f is long, and not to be a part of each loop that may need it. */
+static __attribute__((noinline)) lanes apart(lanes (*f)(lanes), lanes v) { return f(v); }
+
 /* ---- wider numbers, and selects ---- */
 
 #ifdef FASTBN_FLOAT64
@@ -366,6 +375,16 @@ static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
     return (lanes)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ),
                                        (__m512)other, (__m512)one);
 }
+#elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT64)
+static inline lanes smaller(lanes a, lanes b) { return (lanes)_mm256_min_pd((__m256d)a, (__m256d)b); }
+static inline lanes larger(lanes a, lanes b) { return (lanes)_mm256_max_pd((__m256d)b, (__m256d)a); }
+static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+{ return (lanes)_mm256_blendv_pd((__m256d)other, (__m256d)one, (__m256d)(a <= b)); }
+#elif VECTOR_BYTES == 32
+static inline lanes smaller(lanes a, lanes b) { return (lanes)_mm256_min_ps((__m256)a, (__m256)b); }
+static inline lanes larger(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)b, (__m256)a); }
+static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+{ return (lanes)_mm256_blendv_ps((__m256)other, (__m256)one, (__m256)(a <= b)); }
 #else
 static inline lanes smaller(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), a, b); }
 static inline lanes larger(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), b, a); }
@@ -373,34 +392,40 @@ static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
 { return select_lanes((lane_bits)(a <= b), one, other); }
 #endif
 
+static inline lanes negative(lanes v)
+{ return (lanes)((lane_bits)v | (lane_bits)splat((real)-0.0)); }
 static inline lanes all_bits(void) { return (lanes)~(lane_bits){0}; }
 static inline lanes no_bits(void) { return (lanes){0}; }
 static inline lanes masked(lanes v, lanes bits) { return (lanes)((lane_bits)v & (lane_bits)bits); }
 
 /* ---- what an exponential is made of ---- */
 
-/* exp(-FAR) is 0. LOG_2 has zeros at its end: its product with a whole number is exact. */
+/* exp(-FAR) is 0. LOG_2 has zeros at its end: its product with a whole number is exact.
+ * POLYNOMIAL has the least relative error, 2**-58 and 2**-28, that one of its degree with
+ * 1 + x at its beginning has between -log(2) / 2 and log(2) / 2 (Remez' algorithm). */
 #ifdef FASTBN_FLOAT64
-enum { FAR = 750, TERMS = 13 };
+enum { FAR = 750, TERMS = 11 };
 #define LOG2_E 0x1.71547652b82fep+0
 #define LOG_2 0x1.62e42feep-1
 #define REST_OF_LOG_2 0x1.a39ef35793c76p-33
 #define WHOLE_NUMBERS 0x1.8p52      /* added to a number, leaves no place for a fraction */
 #define EXPONENT_BIAS 1023
 #define FRACTION_BITS 52
+static const real POLYNOMIAL[12] = {
+    1.0, 1.0, 0x1.000000000000ap-1, 0x1.55555555554fap-3, 0x1.5555555550880p-5,
+    0x1.1111111127bd4p-7, 0x1.6c16c18429335p-10, 0x1.a01a012a5c042p-13, 0x1.a0199a0ee7035p-16,
+    0x1.71df254c77156p-19, 0x1.28ad706015ad7p-22, 0x1.ad7f71e4d6022p-26};
 #else
-enum { FAR = 110, TERMS = 7 };
+enum { FAR = 110, TERMS = 6 };
 #define LOG2_E 0x1.715476p+0f
 #define LOG_2 0x1.62e4p-1f
 #define REST_OF_LOG_2 0x1.7f7d1cp-20f
 #define WHOLE_NUMBERS 0x1.8p23f
 #define EXPONENT_BIAS 127
 #define FRACTION_BITS 23
+static const real POLYNOMIAL[12] = {
+    1.0f, 1.0f, 0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239ep-7f, 0x1.6a243ap-10f};
 #endif
-static const real reciprocal_factorial[14] = {
-    1., 1., 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880,
-    1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
-
 /* The nearest whole number, of a small one. */
 static inline lanes rounded(lanes v)
 { return (v + splat(WHOLE_NUMBERS)) - splat(WHOLE_NUMBERS); }

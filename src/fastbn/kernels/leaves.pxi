@@ -52,13 +52,14 @@ cdef extern from "lanes.h" nogil:
         PAGE
         FAR
         TERMS
+        ROUNDED_ONCE
     double SMALLEST_SQUARE
     double LARGEST_SCALE
     double USUAL_SCALE
     real LOG2_E
     real LOG_2
     real REST_OF_LOG_2
-    const real reciprocal_factorial[14]
+    const real POLYNOMIAL[12]
     lanes load(const elem* p)
     lanes load_real(const real* p)
     lanes load_real_part(const real* p, ptrdiff_t n)
@@ -80,6 +81,8 @@ cdef extern from "lanes.h" nogil:
     void store_wide(double* p, wides v)
     wides widen(lanes v, int half)
     lanes join(lanes first, lanes other, ptrdiff_t n)
+    lanes negative(lanes v)
+    lanes apart(lanes (*f)(lanes) noexcept nogil, lanes v)
     lanes smaller(lanes a, lanes b)
     lanes larger(lanes a, lanes b)
     lanes if_at_most(lanes a, lanes b, lanes one, lanes other)

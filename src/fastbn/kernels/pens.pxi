@@ -13,7 +13,7 @@ cdef enum:
     # How a pass is written: bits of `how` below, a constant, so that each combination
     # becomes loops of its own.
     GRADIENT = 1        # dx, else y
-    SUM_GRADIENT = 2    # dy of the sum with a residual, from that of y
+    SUM_GRADIENT = 2    # dz, of the sum with a residual, from dy
     FUSED = 4           # with an activation or a residual
     SCALED = 8
     STREAMING = 16
@@ -58,7 +58,7 @@ cdef inline bint reads_dy(int how) noexcept nogil:
 
 
 cdef inline bint reads_residual(const Activation* a, int how) noexcept nogil:
-    return how & SUM_GRADIENT or (how & FUSED and not how & GRADIENT and a.adds)
+    return how & (FUSED | SUM_GRADIENT) and not how & GRADIENT and a.adds
 
 
 cdef inline const Operand* operand_of_dy(const Job* job, int how) noexcept nogil:
@@ -183,11 +183,11 @@ cdef inline lanes centred(const Pen* pen, lanes x, int how) noexcept nogil:
 
 cdef inline lanes finished(const Activation* a, lanes z, const Lot* some, int how) noexcept nogil:
     # What is written for a normalised z.
-    if how & SUM_GRADIENT:
-        return passed(a, z + some.residual, some.dy)
-    if not how & FUSED:
+    if plain(how):
         return z
-    return activated(a, z + some.residual if a.adds else z)
+    if a.adds:
+        z = z + some.residual
+    return passed(a, z, some.dy) if how & SUM_GRADIENT else activated(a, z)
 
 
 cdef inline lanes backward(const Pen* pen, lanes d, lanes dz, int how) noexcept nogil:
@@ -199,7 +199,7 @@ cdef inline lanes fused_backward(const Pen* pen, const Activation* a, const Lot*
                                  int how) noexcept nogil:
     cdef lanes x = unbent(a, some.x) if a.inverted else some.x
     cdef lanes d = centred(pen, x, how)
-    cdef lanes dz = passed(a, some.x if a.inverted else d * pen.gain + pen.offset, some.dy)
+    cdef lanes dz = passed_again(a, some.x if a.inverted else d * pen.gain + pen.offset, some.dy)
     if not a.frozen:
         return backward(pen, d, dz, how)
     return dz * pen.gain * pen.scale if how & SCALED else dz * pen.gain

@@ -4,8 +4,8 @@
     statistics   moments | merge
     inference    coefficients | write
     training     moments | merge, coefficients | write
-    gradients    coefficients | sums | merge | write; with a residual, before the sums,
-                 its gradient
+    gradients    coefficients | sums | merge | write; before the sums of a segment, its
+                 dz may be written
 
 A phase is a number of pieces, which may be done in any order, on any threads; a phase
 begins when all of the one before is done. Where planes of a tile fit the cache,
@@ -219,13 +219,26 @@ cdef inline Operation training_of(const Leaves* leaves) noexcept nogil:
 
 # ---- gradients -------------------------------------------------------------------
 
+cdef inline void sum_segment(const Leaves* leaves, const Job* job, Py_ssize_t tile,
+                             Py_ssize_t segment) noexcept nogil:
+    cdef Py_ssize_t block = segment * job.plan.segment_blocks
+    if job.dz_first:
+        leaves.write_sum_gradient(
+            job, tile, tile + 1, block, minimum(block + job.plan.segment_blocks, job.plan.blocks))
+    leaves.gradient_sums(job, tile, tile + 1, segment, segment + 1)
+
+
+cdef void sum_segment_of_tile(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
+    sum_segment(phase.leaves, phase.job, i // phase.job.plan.segments,
+                i % phase.job.plan.segments)
+
+
 cdef inline void do_gradient(const Leaves* leaves, const Job* job,
                              Py_ssize_t tile) noexcept nogil:
-    cdef Py_ssize_t c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
+    cdef Py_ssize_t segment, c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
     leaves.coefficients(job, c0, c1)
-    if job.residual.data != NULL:
-        leaves.write_sum_gradient(job, tile, tile + 1, 0, job.plan.blocks)
-    leaves.gradient_sums(job, tile, tile + 1, 0, job.plan.segments)
+    for segment in range(job.plan.segments):
+        sum_segment(leaves, job, tile, segment)
     leaves.merge_gradients(job, c0, c1)
     leaves.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
 
@@ -260,15 +273,12 @@ cdef void sample_of_gradients(const Leaves* leaves, Job* job, Phases* phases) no
         job.fetch_next = job.streaming
         add(phases, leaves, job, differentiate_share, job.shares)
         return
-    cdef bint adds = job.residual.data != NULL
-    if job.group == 1 and job.training and by_tile(leaves, job, 4 if adds else 2):
+    if job.group == 1 and job.training and by_tile(leaves, job, 4 if job.dz_first else 2):
         job.fetch_next = job.streaming
         add(phases, leaves, job, differentiate_tile, job.plan.tiles)
         return
     add(phases, leaves, job, spread_for_sums, 1)
-    if adds:
-        add_blocks(phases, leaves, job, share_of_blocks, leaves.write_sum_gradient)
-    add_segments(phases, leaves, job, leaves.gradient_sums)
+    add(phases, leaves, job, sum_segment_of_tile, job.plan.tiles * job.plan.segments)
     add(phases, leaves, job, merge_sums, 1)
     if job.training or job.fused:
         add_blocks(phases, leaves, job, share_of_blocks, leaves.write_gradient)

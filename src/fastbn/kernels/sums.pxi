@@ -90,7 +90,7 @@ cdef inline Pair term(const Group* g, Py_ssize_t row, Py_ssize_t left,
             number = unbent(g.activation, number)
         d = number * g.scale - g.pivot
         if gradient == ACTIVATED:
-            t.s = passed(g.activation, z if g.activation.inverted else before(g, row, d), t.s)
+            t.s = passed_again(g.activation, z if g.activation.inverted else before(g, row, d), t.s)
         if g.weighted:
             t.s = t.s * load_real(g.features.weight + row * RUN_COLUMNS)
     else:
@@ -396,7 +396,7 @@ cdef lanes pass_one(elem x, elem dy, Features features, const Columns* own, Py_s
              * splat(own.gain[column]) + splat(own.shift[column]))
         if features.weight != NULL:
             z = z * splat(features.weight[0]) + splat(features.bias[0])
-    return passed(&own.activation, z, load_part(&dy, 1, splat(0)))
+    return passed_again(&own.activation, z, load_part(&dy, 1, splat(0)))
 
 
 cdef inline void wide_term(elem x, elem dy, Features features, const WideColumns* wide,

@@ -1,20 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Vectors of elements <-> float64, for callers without NumPy: the same numbers as its
-# conversions give, and those of ml_dtypes. Vectors are short, so one element at a time.
+# conversions give, and those of ml_dtypes.
 #
 # May: convert. May not: compute.
-
-cdef extern from *:
-    """
-    #ifdef FASTBN_FLOAT16
-    enum { ROUNDED_ONCE = 1 };
-    #else
-    enum { ROUNDED_ONCE = 0 };
-    #endif
-    """
-    enum:
-        ROUNDED_ONCE    # NumPy's float16; bfloat16 is made of float32 by ml_dtypes
-
 
 cdef inline double shortened(double x) noexcept nogil:
     # To 24 bits, which float32 has; the last one says whether anything but zeros was
@@ -28,9 +16,14 @@ cdef inline double shortened(double x) noexcept nogil:
 
 cdef void widen_vector(const void* vector, Py_ssize_t n, double* to) noexcept nogil:
     cdef fp_state saved = fp_enter()
-    cdef Py_ssize_t i
-    for i in range(n):
-        to[i] = as_double((<const elem*>vector)[i])
+    cdef const elem* elements = <const elem*>vector
+    cdef Py_ssize_t i, registers = n // WIDTH
+    cdef int half
+    for i in range(registers):
+        for half in range(HALVES):
+            store_wide(to + i * WIDTH + half * WIDE, widen(load(elements + i * WIDTH), half))
+    for i in range(registers * WIDTH, n):
+        to[i] = as_double(elements[i])
     fp_leave(saved)
 
 

@@ -7,6 +7,7 @@
 
 cdef enum:
     LONG_ENOUGH = 32    # shorter runs are not written one by one
+    SMALL = 2 << 20     # bytes: rows of larger tensors are written one by one
 
 cdef struct Sheet:
     # The same rows and columns of each tensor.
@@ -146,6 +147,7 @@ cdef inline void write_short(const Job* job, const Activation* a, const Block* b
     cdef bint one_run = (gapless(&s.x) and gapless(&s.dy) and gapless(&s.residual)
                          and gapless(&s.out))
     if (plain(how) and not how & STREAMING and n >= WIDTH and not crowded(&job.out)
+            and job.bytes < <size_t>SMALL
             and not (one_run and palette.period <= CYCLE * WIDTH)):
         write_rows(&s, a, palette, how)
         return

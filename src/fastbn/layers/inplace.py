@@ -32,7 +32,7 @@ class InPlaceBatchNorm(TrackingLayer):
     activation : {None, "leaky_relu"}, default "leaky_relu"
         What `y` goes through, in the same pass: one that can be undone.
     negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0; it is above 0 itself.
+        Of the leaky ReLU, below 0; at least 1.2e-38 itself.
 
     Attributes
     ----------
@@ -117,6 +117,8 @@ class InPlaceBatchNorm(TrackingLayer):
         array([-1.,  1.])
         """
         _view.check_channels(x, self.layout, self.num_features)
+        if not x.flags.writeable:
+            raise ValueError("x: expected a writable array, since y takes its place")
         if not self.training:
             self._forget()
             return batch_norm(

@@ -102,20 +102,18 @@ cdef class Arrangement:
         cdef cnp.ndarray x = self.arrays[X]
         cdef int split = self.make_fit(group if self.arrays[DY] is None else 1)
         cdef Axes axes = axes_of(x)
+        cdef Operand dresidual
         job.stopped = signalled
         settle_view(&axes, &self.order, split, channels, group, job)
         if cnp.PyArray_SIZE(x) == 0:
             job.view.outer = 0
-        # Backward with a residual: the gradient of the sum is written before it is read.
-        job.fused = job.activation != IDENTITY
-        if self.arrays[RESIDUAL] is not None:
-            job.fused = self.arrays[DY] is None
         self.describe(X, job, split, &job.x)
         self.describe(DY, job, split, &job.dy)
-        self.describe(DY, job, split, &job.dy_of_y)
-        self.describe(DRESIDUAL, job, split, &job.dy)
+        self.describe(DRESIDUAL, job, split, &dresidual)
         self.describe(RESIDUAL, job, split, &job.residual)
         self.describe(OUT, job, split, &job.out)
+        settle_activation(leaves_of[kind_of(x)],
+                          NULL if self.dresidual is None else &dresidual, job)
         return 0
 
     cdef int settle_features(self, Job* job) except -1:
