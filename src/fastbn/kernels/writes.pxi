@@ -285,50 +285,42 @@ cdef inline void write_tiles_as(const Job* job, const Activation* a, Py_ssize_t 
         write_tile(job, a, tile, b0, b1, how)
 
 
-cdef inline void write_tiles(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
-                             Py_ssize_t b1, int how) noexcept nogil:
+cdef inline void write_tiles(const Job* job, const Activation* a, Py_ssize_t t0, Py_ssize_t t1,
+                             Py_ssize_t b0, Py_ssize_t b1, int how) noexcept nogil:
     if any_scaled(job, first_channel(job, t0), channels_of_tiles(job, t0, t1)):
-        write_tiles_as(job, NULL, t0, t1, b0, b1, how | SCALED)
-    elif job.streaming:
-        write_tiles_as(job, NULL, t0, t1, b0, b1, how | STREAMING)
+        write_tiles_as(job, a, t0, t1, b0, b1, how | SCALED)
+    elif job.streaming and not how & SUM_GRADIENT:      # which is read again soon
+        write_tiles_as(job, a, t0, t1, b0, b1, how | STREAMING)
         stream_end()
     else:
-        write_tiles_as(job, NULL, t0, t1, b0, b1, how)
-
-
-cdef inline void write_fused_tiles(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
-                                   Py_ssize_t b1, int how) noexcept nogil:
-    # Fewer kinds of loops.
-    cdef Activation a = activation_of(job)
-    if job.streaming and not how & SUM_GRADIENT:        # which is read again soon
-        write_tiles_as(job, &a, t0, t1, b0, b1, how | SCALED | STREAMING)
-        stream_end()
-    else:
-        write_tiles_as(job, &a, t0, t1, b0, b1, how | SCALED)
+        write_tiles_as(job, a, t0, t1, b0, b1, how)
 
 
 cdef void write_forward(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                         Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
+    cdef Activation a = activation_of(job)
     if job.fused:
-        write_fused_tiles(job, t0, t1, b0, b1, FUSED)
+        write_tiles(job, &a, t0, t1, b0, b1, FUSED)
     else:
-        write_tiles(job, t0, t1, b0, b1, 0)
+        write_tiles(job, NULL, t0, t1, b0, b1, 0)
     fp_leave(saved)
 
 
 cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                          Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
+    cdef Activation a = activation_of(job)
     if job.fused:
-        write_fused_tiles(job, t0, t1, b0, b1, GRADIENT | FUSED)
+        write_tiles(job, &a, t0, t1, b0, b1, GRADIENT | FUSED)
     else:
-        write_tiles(job, t0, t1, b0, b1, GRADIENT)
+        write_tiles(job, NULL, t0, t1, b0, b1, GRADIENT)
     fp_leave(saved)
 
 
 cdef void write_sum_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                              Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
-    write_fused_tiles(job, t0, t1, b0, b1, SUM_GRADIENT)
+    cdef Activation a = activation_of(job)
+    write_tiles(job, &a, t0, t1, b0, b1, SUM_GRADIENT)
     fp_leave(saved)
