@@ -147,7 +147,7 @@ cdef inline Pen pen_of(const Job* job, Py_ssize_t channel, int how) noexcept nog
 
 cdef inline Lot lot(const Place* p, Py_ssize_t i, int how) noexcept nogil:
     cdef Lot some
-    some.x = load(p.x + i)
+    some.x = some.dy = some.residual = load(p.x + i)
     if reads_dy(how):
         some.dy = load(p.dy + i)
     if reads_residual(p.activation, how):
@@ -157,7 +157,7 @@ cdef inline Lot lot(const Place* p, Py_ssize_t i, int how) noexcept nogil:
 
 cdef inline Lot part_of_lot(const Place* p, Py_ssize_t i, Py_ssize_t n, int how) noexcept nogil:
     cdef Lot some
-    some.x = load_part(p.x + i, n, splat(0))
+    some.x = some.dy = some.residual = load_part(p.x + i, n, splat(0))
     if reads_dy(how):
         some.dy = load_part(p.dy + i, n, splat(0))
     if reads_residual(p.activation, how):

@@ -55,7 +55,7 @@ cdef inline void write_run(Place p, Py_ssize_t n, Pen pen, const Palette* palett
             write_part(&p, 0, i, &pen, how)
             if palette != NULL:
                 column = i % palette.period
-    if not plain(how) or palette == NULL:
+    if palette == NULL or (reads_dy(how) and not plain(how)):
         pass
     elif palette.period == CYCLE * WIDTH:
         i += write_cycles(further(&p, i), n - i, palette, column, CYCLE, how)
