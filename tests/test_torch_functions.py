@@ -199,6 +199,15 @@ def test_an_unknown_activation(call):
         call(fastbn.torch, *tensors(), activation="tanh")
 
 
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_is_no_tensor(call):
+    _, weight, bias = tensors()
+    with pytest.raises((TypeError, AttributeError)) as theirs_:
+        call(theirs, [1.0, 2.0], weight, bias)
+    with pytest.raises(theirs_.type):
+        call(fastbn.torch, [1.0, 2.0], weight, bias)
+
+
 # ---- memory -------------------------------------------------------------------------------
 
 

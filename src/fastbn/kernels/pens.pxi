@@ -15,7 +15,7 @@ cdef enum:
     GRADIENT = 1        # dx, else y
     SUM_GRADIENT = 2    # dz, of the sum with a residual, from dy
     FUSED = 4           # with an activation or a residual
-    SCALED = 8
+    SCALED = 8          # too rare to have each kind of loop
     STREAMING = 16
 
 cdef enum:

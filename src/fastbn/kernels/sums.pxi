@@ -279,9 +279,8 @@ cdef inline void sum_whole_groups(const Matrix* x, const Matrix* dy, Columns* co
         store_sums(&first_sums, first, columns)
 
 
-cdef inline void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* columns,
-                               Py_ssize_t first, Py_ssize_t row, Py_ssize_t rows,
-                               int gradient) noexcept nogil:
+cdef void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* columns, Py_ssize_t first,
+                        Py_ssize_t row, Py_ssize_t rows, int gradient) noexcept nogil:
     # A group that is not whole, or has a jump, or too few columns for a register:
     # columns that its last register has too many get terms of 0.
     cdef elem x_scratch[ROWS * WIDTH]
@@ -366,9 +365,9 @@ cdef inline void sum_run(const elem* x, const elem* dy, Features features, Py_ss
     for i in range(steps(length, IN_L1)):
         at = i * IN_L1
         n = minimum(IN_L1, length - at)
-        if features.weight != NULL:
+        if gradient != MOMENTS and features.weight != NULL:
             sum_stretch(x + at, dy + at, later_features(features, at), n, columns, first,
-                        pace.ahead, False, gradient, gradient != MOMENTS)
+                        pace.ahead, False, gradient, True)
         elif pace.group == ROWS:
             sum_stretch(x + at, dy + at, features, n, columns, first, pace.ahead, False, gradient,
                         False)

@@ -55,7 +55,7 @@ cdef inline void write_run(Place p, Py_ssize_t n, Pen pen, const Palette* palett
             write_part(&p, 0, i, &pen, how)
             if palette != NULL:
                 column = i % palette.period
-    if palette == NULL or (reads_dy(how) and not plain(how)):
+    if palette == NULL or how & SCALED or (reads_dy(how) and not plain(how)):
         pass
     elif palette.period == CYCLE * WIDTH:
         i += write_cycles(further(&p, i), n - i, palette, column, CYCLE, how)
@@ -146,7 +146,7 @@ cdef inline void write_short(const Job* job, const Activation* a, const Block* b
     cdef Py_ssize_t row, rows = s.x.rows, n = s.x.columns
     cdef bint one_run = (gapless(&s.x) and gapless(&s.dy) and gapless(&s.residual)
                          and gapless(&s.out))
-    if (plain(how) and not how & STREAMING and n >= WIDTH and not crowded(&job.out)
+    if (plain(how) and not how & (STREAMING | SCALED) and n >= WIDTH and not crowded(&job.out)
             and job.bytes < <size_t>SMALL
             and not (one_run and palette.period <= CYCLE * WIDTH)):
         write_rows(&s, a, palette, how)

@@ -43,9 +43,10 @@ class RefusedError(Exception):
 include "tensors.pxi"
 
 
-cdef int refuse_watched() except -1:
-    # Modes, tracers and transformations want to see operators.
-    if (_len_torch_dispatch_stack() or forward_ad._current_level >= 0
+cdef int refuse_watched(x) except -1:
+    # Subclasses, modes, tracers and transformations want to see operators.
+    if not (type(x) is Tensor or type(x) is Parameter) or (
+            _len_torch_dispatch_stack() or forward_ad._current_level >= 0
             or peek_interpreter_stack() is not None or _get_tracing_state() is not None):
         raise RefusedError
     return 0
@@ -133,7 +134,7 @@ cdef int take_statistics(statistics, fastbn_call* c) except -1:
     # rms has no mean: the first row is the last one.
     cdef Description d
     describe(statistics, &d)
-    c.mean = c.invstd = <double*>d.data
+    c.mean = c.invstd = <double*>(d.data + d.offset)
     if c.norm != FASTBN_RMS_NORM:
         c.invstd += d.strides[0]
     return 0
@@ -278,8 +279,8 @@ cdef object typed_as(gradient, tensor):
 
 def normalise(call, t):
     """Return `y`."""
-    refuse_watched()
     x, weight, bias, residual, _, _ = t
+    refuse_watched(x)
     if is_grad_enabled() and (
             x.requires_grad or (weight is not None and weight.requires_grad)
             or (bias is not None and bias.requires_grad)

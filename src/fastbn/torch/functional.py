@@ -335,7 +335,9 @@ def is_first_time() -> bool:
 
 def is_small(x: Tensor, activation: str | None, residual: Tensor | None) -> bool:
     """Say whether the call is left to PyTorch, as its overhead would be most of its time."""
-    return activation is None and residual is None and not is_compiling() and x.numel() < SMALL
+    if activation is not None or residual is not None or is_compiling():
+        return False
+    return isinstance(x, Tensor) and x.numel() < SMALL
 
 
 def _normalise(call: tuple, t: tuple) -> Tensor:
