@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 from tensors import NAMES, OPS, array, assert_same, cloned, function, kernels, results, torch  # noqa: F401
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as theirs
 from torch.utils.checkpoint import checkpoint
 
@@ -197,6 +198,50 @@ def test_a_residual_of_another_shape_is_added_as_pytorch_does():
 def test_an_unknown_activation(call):
     with pytest.raises(ValueError, match=r"activation: expected None, 'relu', .*got 'tanh'"):
         call(fastbn.torch, *tensors(), activation="tanh")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("batch_norm", {"eps": None}),
+        ("layer_norm", {"eps": None}),
+        ("group_norm", {"num_groups": -1}),
+        ("group_norm", {"num_groups": 2**40}),
+        ("group_norm", {"num_groups": 0}),
+        ("group_norm", {"input": torch.tensor(1.0, requires_grad=True)}),
+        ("group_norm", {"input": torch.randn(6, requires_grad=True), "weight": torch.ones(6)}),
+        ("batch_norm", {"weight": [1.0] * 6}),
+        ("layer_norm", {"weight": [1.0] * 6}),
+        ("batch_norm", {"running_mean": torch.zeros(6, dtype=torch.int32)}),
+        ("batch_norm", {"weight": torch.ones(6, dtype=torch.complex64)}),
+        ("layer_norm", {"weight": torch.ones(6, dtype=torch.int64)}),
+    ],
+)
+def test_errors_are_those_of_pytorch(name, arguments):
+    x = torch.randn(4, 6, 5, 6, requires_grad=True)
+    given = {
+        "batch_norm": {"running_mean": torch.zeros(6), "running_var": torch.ones(6),
+                       "training": True},
+        "layer_norm": {"normalized_shape": (6,)},
+        "group_norm": {"num_groups": 3},
+    }[name]  # fmt: skip
+    given = {"input": x} | given | arguments
+    with pytest.raises(Exception) as expected:  # noqa: PT011  whatever it is
+        getattr(theirs, name)(**given)
+    with pytest.raises(expected.type):
+        getattr(fastbn.torch, name)(**given)
+
+
+def test_a_tracer_sees_backward():
+    x, weight, bias = (t.requires_grad_() for t in tensors(torch.float32))
+    y = CALLS["batch_norm"](fastbn.torch, x, weight, bias, activation="silu")
+
+    def gradient(dy):
+        return torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+
+    program = make_fx(gradient)(torch.randn_like(y))
+    dy = torch.randn_like(y)
+    torch.testing.assert_close(program(dy), gradient(dy), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

@@ -4,6 +4,7 @@
 import doctest
 import importlib
 
+import numpy as np
 import pytest
 from processes import run
 from tensors import kernels, torch  # noqa: F401
@@ -61,6 +62,56 @@ def test_compiled():
         torch.testing.assert_close(gradients(program, compiled), gradients(eager, eager))
     eager.eval(), compiled.eval()
     torch.testing.assert_close(program(X), eager(X))
+
+
+def unaligned(x):
+    memory = np.empty(2 + 4 * x.numel(), np.uint8)[2:].view(np.float32)
+    memory[...] = x.numpy().ravel()
+    return torch.from_numpy(memory).view(x.shape)
+
+
+#: What the kernels leave to PyTorch, or copy: x, eps.
+REFUSED = {
+    "empty": (torch.empty(0, 4, 6), 1e-5),
+    "without eps": (torch.randn(3, 4, 6), 0.0),
+    "unaligned": (unaligned(torch.randn(3, 4, 6)), 1e-5),
+}
+CALLS = {
+    "batch_norm": lambda f, x, w, eps, **k: f.batch_norm(x, None, None, w, w, True, 0.1, eps, **k),
+    "layer_norm": lambda f, x, w, eps, **k: f.layer_norm(x, (4, 6), w, w, eps, **k),
+    "rms_norm": lambda f, x, w, eps, **k: f.rms_norm(x, (4, 6), w, eps, **k),
+    "group_norm": lambda f, x, w, eps, **k: f.group_norm(x, 2, w, w, eps, **k),
+    "instance_norm": lambda f, x, w, eps, **k: f.instance_norm(x, None, None, w, w, eps=eps, **k),
+}
+
+
+@pytest.mark.parametrize("program", ["eager", "compiled"])
+@pytest.mark.parametrize(("x", "eps"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("name", CALLS)
+def test_what_the_kernels_refuse(name, x, eps, program):
+    weight = torch.randn((4, 6) if name in ("layer_norm", "rms_norm") else (4,))
+    dy = torch.randn(x.shape)
+
+    def step(f, x, weight, **options):
+        return CALLS[name](f, x, weight, eps, **options)
+
+    ours = torch.compile(step, backend="aot_eager") if program == "compiled" else step
+    found = []
+    for call in (
+        lambda x, weight: step(nn.functional, x, weight).relu(),
+        lambda x, weight: ours(fastbn.torch, x, weight, activation="relu"),
+    ):
+        own, parameter = x.detach().requires_grad_(), weight.clone().requires_grad_()
+        try:
+            y = call(own, parameter)
+            found.append((y, *torch.autograd.grad(y, (own, parameter), dy)))
+        except (ValueError, RuntimeError, IndexError) as error:
+            found.append(type(error))
+    if isinstance(found[0], type):
+        assert found[1] is found[0]
+        return
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_exported():

@@ -8,4 +8,5 @@ cdef int preparation(const Leaves* leaves, Job* job) noexcept nogil
 cdef int inference(const Leaves* leaves, Job* job) noexcept nogil
 cdef int training(const Leaves* leaves, Job* job) noexcept nogil
 cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil
-cdef int run_call(const fastbn_call* call, int threads, double* loss) noexcept nogil
+cdef int run_call(const fastbn_call* call, int threads, int (*stopped)() noexcept nogil,
+                  double* loss) noexcept nogil

@@ -169,7 +169,8 @@ include "call.pxi"
 include "api.pxi"
 
 
-cdef int run_call(const fastbn_call* call, int threads, double* loss) noexcept nogil:
+cdef int run_call(const fastbn_call* call, int threads, int (*stopped)() noexcept nogil,
+                  double* loss) noexcept nogil:
     # In memory of its own. `loss` is that of `await_others`.
     cdef Request r
     cdef State* state
@@ -180,12 +181,14 @@ cdef int run_call(const fastbn_call* call, int threads, double* loss) noexcept n
     memory = malloc(memory_for(&r))
     if memory == NULL:
         return NO_MEMORY
+    r.job.stopped = stopped
     state = begin_in(&r, memory)
-    run_phases(r.leaves, &state.request.job, &state.request.operation)
+    code = run_phases(r.leaves, &state.request.job, &state.request.operation)
     loss[0] = state.request.job.team_loss
-    api_finish(memory)
+    if code == 0:
+        api_finish(memory)
     free(memory)
-    return FASTBN_OK
+    return code
 
 
 def use(*capsules):

@@ -145,7 +145,7 @@ ctypedef struct Leaves:
     Task gradient_sums      # sum dy and sum dy * (x - mean) of each channel and segment
     Step merge_gradients    # -> dbias, dweight, coefficients
     Task write_gradient     # out = dx; with features, their sums of gradients, too
-    Task write_sum_gradient     # dy, of the sum with a residual, from dy_of_y
+    Task write_dz           # dy = dz, from dy_of_y
     Step add_samples        # dweight, dbias of the first sample become those of all
     Widen widen
     Narrow narrow

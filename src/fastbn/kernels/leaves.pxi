@@ -120,7 +120,7 @@ cdef const Leaves* filled_leaves() noexcept nogil:
     leaves.gradient_sums = gradient_sums
     leaves.merge_gradients = merge_gradients
     leaves.write_gradient = write_gradient
-    leaves.write_sum_gradient = write_sum_gradient
+    leaves.write_dz = write_dz
     leaves.spread_groups = spread_groups
     leaves.spread_features = spread_features
     leaves.add_samples = add_samples

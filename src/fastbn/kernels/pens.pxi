@@ -13,7 +13,7 @@ cdef enum:
     # How a pass is written: bits of `how` below, a constant, so that each combination
     # becomes loops of its own.
     GRADIENT = 1        # dx, else y
-    SUM_GRADIENT = 2    # dz, of the sum with a residual, from dy
+    DZ = 2              # dz, the gradient before the activation, from dy
     FUSED = 4           # with an activation or a residual
     SCALED = 8          # too rare to have each kind of loop
     STREAMING = 16
@@ -50,23 +50,23 @@ cdef struct Lot:
 
 
 cdef inline bint plain(int how) noexcept nogil:
-    return not how & (FUSED | SUM_GRADIENT)
+    return not how & (FUSED | DZ)
 
 
 cdef inline bint reads_dy(int how) noexcept nogil:
-    return how & (GRADIENT | SUM_GRADIENT)
+    return how & (GRADIENT | DZ)
 
 
 cdef inline bint reads_residual(const Activation* a, int how) noexcept nogil:
-    return how & (FUSED | SUM_GRADIENT) and not how & GRADIENT and a.adds
+    return how & (FUSED | DZ) and not how & GRADIENT and a.adds
 
 
 cdef inline const Operand* operand_of_dy(const Job* job, int how) noexcept nogil:
-    return &job.dy_of_y if how & SUM_GRADIENT else &job.dy
+    return &job.dy_of_y if how & DZ else &job.dy
 
 
 cdef inline const Operand* operand_of_out(const Job* job, int how) noexcept nogil:
-    return &job.dy if how & SUM_GRADIENT else &job.out
+    return &job.dy if how & DZ else &job.out
 
 
 cdef inline Place place_of(const Job* job, const Activation* a, Py_ssize_t channel,
@@ -187,7 +187,7 @@ cdef inline lanes finished(const Activation* a, lanes z, const Lot* some, int ho
         return z
     if a.adds:
         z = z + some.residual
-    return passed(a, z, some.dy) if how & SUM_GRADIENT else activated(a, z)
+    return passed(a, z, some.dy) if how & DZ else activated(a, z)
 
 
 cdef inline lanes backward(const Pen* pen, lanes d, lanes dz, int how) noexcept nogil:

@@ -223,7 +223,7 @@ cdef inline void sum_segment(const Leaves* leaves, const Job* job, Py_ssize_t ti
                              Py_ssize_t segment) noexcept nogil:
     cdef Py_ssize_t block = segment * job.plan.segment_blocks
     if job.dz_first:
-        leaves.write_sum_gradient(
+        leaves.write_dz(
             job, tile, tile + 1, block, minimum(block + job.plan.segment_blocks, job.plan.blocks))
     leaves.gradient_sums(job, tile, tile + 1, segment, segment + 1)
 

@@ -3,7 +3,7 @@
 # tensor is written. pens.pxi has the arithmetic.
 #
 # An element is read before it is written, and written once, so `out` may be any of the
-# tensors that are read.
+# tensors that are read. (dz may lie in `out`, which is then written again: not where x is.)
 
 cdef enum:
     LONG_ENOUGH = 32    # shorter runs are not written one by one
@@ -289,7 +289,7 @@ cdef inline void write_tiles(const Job* job, const Activation* a, Py_ssize_t t0,
                              Py_ssize_t b0, Py_ssize_t b1, int how) noexcept nogil:
     if any_scaled(job, first_channel(job, t0), channels_of_tiles(job, t0, t1)):
         write_tiles_as(job, a, t0, t1, b0, b1, how | SCALED)
-    elif job.streaming and not how & SUM_GRADIENT:      # which is read again soon
+    elif job.streaming and not how & DZ:      # which is read again soon
         write_tiles_as(job, a, t0, t1, b0, b1, how | STREAMING)
         stream_end()
     else:
@@ -318,9 +318,9 @@ cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
     fp_leave(saved)
 
 
-cdef void write_sum_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
-                             Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+cdef void write_dz(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
+                   Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
-    write_tiles(job, &a, t0, t1, b0, b1, SUM_GRADIENT)
+    write_tiles(job, &a, t0, t1, b0, b1, DZ)
     fp_leave(saved)

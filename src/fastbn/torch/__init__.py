@@ -3,7 +3,7 @@
 
     modules.py, convert.py      PyTorch's modules, and these in their place
     functional.py               names, defaults; which way a call goes:
-        _direct.py                  eager: arrays over the tensors' memory, an autograd.Function
+        _direct.pyx                 eager: fastbn.h on the tensors' memory, an autograd.Function
         _traced.py                  compiled, exported, traced: operators of torch.library
         _formulas.py                transformed, differentiated twice: PyTorch's own operators
 

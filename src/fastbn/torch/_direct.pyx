@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from fastbn cimport *
 from fastbn._threads cimport team_was, threads_for
 from fastbn.kernels cimport drivers
-from fastbn.kernels.job cimport NO_MEMORY
+from fastbn.kernels.job cimport NO_MEMORY, STOPPED
 
 from fastbn.torch import _formulas
 from fastbn.torch._call import empty_output, statistics_shape
@@ -38,6 +38,9 @@ cdef dict ACTIVATIONS = {
 
 class RefusedError(Exception):
     """The kernels do not take these arguments; nothing has been written."""
+
+    def __init__(self):
+        super().__init__("fastbn's kernels do not take these arguments")
 
 
 include "tensors.pxi"
@@ -81,35 +84,39 @@ cdef int take_call(call, const Description* x, fastbn_call* c) except -1:
         raise RefusedError
     c.activation, c.negative_slope = ACTIVATIONS[activation], slope
     c.momentum = momentum
-    if eps is None:     # rms_norm's default, which is float32's for half precision, too
+    if eps is None and c.norm == FASTBN_RMS_NORM:   # float32's for half precision, too
         eps = 2.0**-52 if c.dtype == FASTBN_FLOAT64 else 2.0**-23
+    if eps is None:
+        raise RefusedError
     c.eps = eps
     return 0
 
 
 cdef int take_sizes(sizes, const Description* x, fastbn_call* c, Shape* of_parameters) except -1:
     # Of parameters there is one number for each channel, or for each feature.
-    cdef int i
-    if x.ndim < 2 and not sizes:
+    cdef int i, n = len(sizes)
+    cdef bint features = c.norm == FASTBN_LAYER_NORM or c.norm == FASTBN_RMS_NORM
+    if x.ndim < (n if features else 2):
         raise RefusedError
-    of_parameters.shape, of_parameters.ndim = x.shape + 1, 1
-    if c.norm == FASTBN_GROUP_NORM:
-        c.groups = sizes[0]
-    elif sizes:
-        c.normalized_ndim = of_parameters.ndim = len(sizes)
-        of_parameters.shape = x.shape + x.ndim - len(sizes)
-        if len(sizes) > x.ndim:
-            raise RefusedError
-        for i in range(len(sizes)):
+    if features:
+        c.normalized_ndim = n
+        of_parameters.shape, of_parameters.ndim = x.shape + x.ndim - n, n
+        for i in range(n):
             if of_parameters.shape[i] != sizes[i]:
                 raise RefusedError
+        return 0
+    of_parameters.shape, of_parameters.ndim = x.shape + 1, 1
+    if c.norm == FASTBN_GROUP_NORM:
+        if not 1 <= sizes[0] <= x.shape[1]:
+            raise RefusedError
+        c.groups = sizes[0]
     return 0
 
 
 cdef int common_type(tuple vectors) except -1:
     # One that the kernels know, and that all vectors can be converted to.
     for vector in vectors:
-        if vector is not None and vector.dtype is float64:
+        if isinstance(vector, Tensor) and vector.dtype is float64:
             return FASTBN_FLOAT64
     return FASTBN_FLOAT32
 
@@ -120,7 +127,7 @@ cdef object vector_of(vector, const Shape* shape, const fastbn_call* c, void** m
     if vector is None:
         return None
     describe(vector, &d)
-    if not same_sizes(d.shape, d.ndim, shape.shape, shape.ndim):
+    if dtype_of(&d) == 0 or not same_sizes(d.shape, d.ndim, shape.shape, shape.ndim):
         raise RefusedError
     if dtype_of(&d) != c.vector_dtype or not gapless(&d, False):
         dtype = float64 if c.vector_dtype == FASTBN_FLOAT64 else float32
@@ -140,6 +147,15 @@ cdef int take_statistics(statistics, fastbn_call* c) except -1:
     return 0
 
 
+cdef extern from "Python.h":
+    int leave_signal_error "PyErr_CheckSignals"() noexcept
+
+
+cdef int signalled() noexcept with gil:
+    # What a handler raises waits in the thread's state for the end of the call.
+    return leave_signal_error()
+
+
 # ---- running -----------------------------------------------------------------------
 
 cdef int place(tensor, const Description* x, Description* d, fastbn_tensor* to) except -1:
@@ -154,7 +170,7 @@ cdef int place(tensor, const Description* x, Description* d, fastbn_tensor* to) 
 
 
 cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
-                 dresidual) except -1:
+                 dresidual) except? -1:
     cdef Description[5] d
     cdef Py_ssize_t size = like.bits // 8
     cdef double loss = 0.0
@@ -168,10 +184,10 @@ cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
         size *= like.shape[axis]
     threads = threads_for(size)
     with nogil:
-        code = drivers.run_call(c, threads, &loss)
+        code = drivers.run_call(c, threads, signalled, &loss)
     if threads > 1:
         team_was(loss > 0.0, size)
-    return code
+    return -1 if code == STOPPED else code
 
 
 cdef object output_for(norm, x, const Description* d):
@@ -182,13 +198,14 @@ cdef object output_for(norm, x, const Description* d):
 
 
 cdef object ordered_as(tensor, out):
-    if tensor is None or tensor.stride() == out.stride():
+    if tensor is None or (tensor.stride() == out.stride()
+                          and tensor.data_ptr() % tensor.element_size() == 0):
         return tensor
     return empty_like(out).copy_(tensor)
 
 
 cdef int attempt_in_order(fastbn_call* c, const Description* like, x, dy, residual, out,
-                          dresidual) except -1:
+                          dresidual) except? -1:
     # With copies in the order of the result; that of features is the order of axes.
     target, dtarget = out, dresidual
     if c.normalized_ndim:
@@ -206,7 +223,7 @@ cdef int compute(fastbn_call* c, const Description* like, x, dy, residual, out,
                  dresidual) except -1:
     get_num_threads()   # makes OpenMP's number, one for each Python thread, PyTorch's
     code = attempt(c, like, x, dy, residual, out, dresidual)
-    if code == FASTBN_BAD_STRIDES:
+    if code == FASTBN_BAD_STRIDES or code == FASTBN_MISALIGNED:
         code = attempt_in_order(c, like, x, dy, residual, out, dresidual)
     if code == NO_MEMORY:
         raise MemoryError("no memory for the workspace")
@@ -233,7 +250,7 @@ cpdef tuple forward(call, t, bint keeps=True):
     var = vector_of(running_var, &shape, &c, &c.running_var)
     statistics = None
     if keeps:
-        statistics = empty(statistics_shape(norm, x, sizes), dtype=float64)
+        statistics = empty(statistics_shape(norm, x, sizes), dtype=float64, device="cpu")
         take_statistics(statistics, &c)
     y = output_for(norm, x, &like)
     compute(&c, &like, x, None, residual, y, None)
@@ -277,14 +294,16 @@ cdef object typed_as(gradient, tensor):
 
 # ---- autograd ------------------------------------------------------------------------
 
+cdef inline bint requires_grad(tensor):
+    return tensor is not None and isinstance(tensor, Tensor) and tensor.requires_grad
+
+
 def normalise(call, t):
     """Return `y`."""
     x, weight, bias, residual, _, _ = t
     refuse_watched(x)
-    if is_grad_enabled() and (
-            x.requires_grad or (weight is not None and weight.requires_grad)
-            or (bias is not None and bias.requires_grad)
-            or (residual is not None and residual.requires_grad)):
+    if is_grad_enabled() and (x.requires_grad or requires_grad(weight) or requires_grad(bias)
+                              or requires_grad(residual)):
         return apply(call, *t)
     return forward(call, t, False)[0]
 
@@ -304,8 +323,9 @@ class Normalise(torch.autograd.Function):
     def backward(ctx, dy):
         t = ctx.saved_tensors
         try:
-            if is_grad_enabled() or forward_ad._current_level >= 0:
+            if is_grad_enabled():
                 raise RefusedError
+            refuse_watched(dy)
             gradients = backward(ctx.call, t, dy, ctx.statistics)
         except RefusedError:     # dy may be batched, too, and has no memory of its own then
             gradients = _formulas.gradients(ctx.call, t, dy, ctx.statistics)

@@ -8,11 +8,13 @@ or has its own words for the error).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastbn.torch._call import Call, Tensors
+from fastbn.torch._call import Call, Tensors, statistics_shape
 
 
 def normalise(call: Call, t: Tensors) -> Tensor:
@@ -20,7 +22,24 @@ def normalise(call: Call, t: Tensors) -> Tensor:
     return _ended(call, t, _normalised(call, t))
 
 
-def gradients(call: Call, t: Tensors, dy: Tensor, statistics: list[Tensor]) -> list[Tensor | None]:
+def statistics(call: Call, t: Tensors) -> Tensor:
+    """Return what the kernels would keep for backward: mean (not of rms) and invstd."""
+    shape = statistics_shape(call.norm, t.x, call.sizes)
+    if call.norm == "batch" and not call.training:
+        assert t.running_mean is not None
+        assert t.running_var is not None
+        mean, var = t.running_mean.double(), t.running_var.double()
+    else:
+        x = t.x.double().movedim(0, 1) if call.norm == "batch" else t.x.double()
+        x = x.reshape(*shape[1:], x.numel() // max(1, math.prod(shape[1:])))
+        mean = x.mean(-1)
+        var = (x if call.norm == "rms" else x - mean.unsqueeze(-1)).square().mean(-1)
+    eps = torch.finfo(torch.float32).eps if call.eps is None else call.eps
+    invstd = (var + eps).rsqrt()
+    return torch.stack([invstd] if call.norm == "rms" else [mean, invstd])
+
+
+def gradients(call: Call, t: Tensors, dy: Tensor, statistics: Tensor) -> list[Tensor | None]:
     """Return dx, dweight, dbias and dresidual; in a graph where gradients are recorded."""
     call = Call(*call)
     recorded = torch.is_grad_enabled()

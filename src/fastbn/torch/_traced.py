@@ -4,7 +4,7 @@
 They write to none of their arguments: running statistics come out as new tensors, and
 are copied to where they belong by an operator of PyTorch's, which a graph can see.
 
-May: describe. May not: compute; `_direct` does, when the program runs.
+May: describe. May not: compute; `_direct` does, when the program runs, or `_formulas`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbn.torch import _direct
+from fastbn.torch import _direct, _formulas
 from fastbn.torch._call import Call, Tensors, empty_output, statistics_shape
 
 
@@ -47,7 +47,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(norm, tuple(sizes), training, momentum, eps, activation, negative_slope)
     running = [None if kept is None else kept.clone() for kept in (running_mean, running_var)]
-    y, statistics = _direct.forward(call, Tensors(x, weight, bias, residual, *running))
+    t = Tensors(x, weight, bias, residual, *running)
+    try:
+        y, statistics = _direct.forward(call, t)
+    except _direct.RefusedError:
+        y, statistics = _formulas.normalise(call, t), _formulas.statistics(call, t)
     return y, statistics, *(_nothing(x) if kept is None else kept for kept in running)
 
 
@@ -78,7 +82,13 @@ def _backward(
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(norm, tuple(sizes), training, momentum, eps, activation, negative_slope)
-    gradients = _direct.backward(call, Tensors(x, weight, bias, residual), dy, statistics)
+    t = Tensors(x, weight, bias, residual)
+    try:
+        gradients = _direct.backward(call, t, dy, statistics)
+    except _direct.RefusedError:
+        if x.numel():
+            raise  # below autograd there is no other way
+        gradients = [None if given is None else torch.zeros_like(given) for given in t[:4]]
     dx, dweight, dbias, dresidual = (_nothing(x) if g is None else g for g in gradients)
     return dx, dweight, dbias, dresidual
 

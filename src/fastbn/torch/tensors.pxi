@@ -72,7 +72,7 @@ cdef inline int dtype_of(const Description* d) noexcept:
 
 
 cdef bint gapless(const Description* d, bint channels_last) noexcept:
-    # In that order, and so that no size of 1 leaves it open which one it is.
+    # In that order; of channels_last, so that no size of 1 leaves it open which one it is.
     cdef int64_t step = 1
     cdef int i, axis
     if channels_last and not 4 <= d.ndim <= 5:
@@ -81,7 +81,9 @@ cdef bint gapless(const Description* d, bint channels_last) noexcept:
         axis = d.ndim - 1 - i
         if channels_last and axis > 0:
             axis = 1 if i == 0 else axis + 1
-        if d.shape[axis] == 1 or d.strides[axis] != step:
+        if d.strides[axis] != step and d.shape[axis] != 1:
+            return False
+        if channels_last and d.shape[axis] == 1:
             return False
         step *= d.shape[axis]
     return True
