@@ -72,26 +72,6 @@ cdef bint same_sizes(const int64_t* a, int n, const int64_t* b, int m) noexcept:
     return True
 
 
-cdef int take_call(call, const Description* x, fastbn_call* c) except -1:
-    # All but tensors and vectors.
-    norm, _, _, momentum, eps, activation, slope = call
-    memset(c, 0, sizeof(fastbn_call))
-    c.struct_size = sizeof(fastbn_call)
-    c.norm, c.dtype = NORMS[norm], dtype_of(x)
-    c.ndim, c.shape = x.ndim, <const Py_ssize_t*>x.shape
-    c.channel_axis = 1
-    if activation not in ACTIVATIONS:
-        raise RefusedError
-    c.activation, c.negative_slope = ACTIVATIONS[activation], slope
-    c.momentum = momentum
-    if eps is None and c.norm == FASTBN_RMS_NORM:   # float32's for half precision, too
-        eps = 2.0**-52 if c.dtype == FASTBN_FLOAT64 else 2.0**-23
-    if eps is None:
-        raise RefusedError
-    c.eps = eps
-    return 0
-
-
 cdef int take_sizes(sizes, const Description* x, fastbn_call* c, Shape* of_parameters) except -1:
     # Of parameters there is one number for each channel, or for each feature.
     cdef int i, n = len(sizes)
@@ -111,6 +91,27 @@ cdef int take_sizes(sizes, const Description* x, fastbn_call* c, Shape* of_param
             raise RefusedError
         c.groups = sizes[0]
     return 0
+
+
+cdef int take_call(call, tensor, Description* x, Shape* of_parameters, fastbn_call* c) except -1:
+    # All but tensors and vectors.
+    norm, sizes, _, momentum, eps, activation, slope = call
+    describe(tensor, x)
+    memset(c, 0, sizeof(fastbn_call))
+    c.struct_size = sizeof(fastbn_call)
+    c.norm, c.dtype = NORMS[norm], dtype_of(x)
+    c.ndim, c.shape = x.ndim, <const Py_ssize_t*>x.shape
+    c.channel_axis = 1
+    if activation not in ACTIVATIONS:
+        raise RefusedError
+    c.activation, c.negative_slope = ACTIVATIONS[activation], slope
+    c.momentum = momentum
+    if eps is None and c.norm == FASTBN_RMS_NORM:   # float32's for half precision, too
+        eps = 2.0**-52 if c.dtype == FASTBN_FLOAT64 else 2.0**-23
+    if eps is None:
+        raise RefusedError
+    c.eps = eps
+    return take_sizes(sizes, x, c, of_parameters)
 
 
 cdef int common_type(tuple vectors) except -1:
@@ -239,9 +240,7 @@ cpdef tuple forward(call, t, bint keeps=True):
     cdef Description like
     cdef Shape shape
     cdef fastbn_call c
-    describe(x, &like)
-    take_call(call, &like, &c)
-    take_sizes(sizes, &like, &c, &shape)
+    take_call(call, x, &like, &shape, &c)
     c.operation = FASTBN_FORWARD if training else FASTBN_INFERENCE
     c.vector_dtype = common_type((weight, bias, running_mean, running_var))
     weight = vector_of(weight, &shape, &c, <void**>&c.weight)
@@ -263,14 +262,12 @@ cpdef tuple forward(call, t, bint keeps=True):
 
 cpdef list backward(call, t, dy, statistics):
     """Return dx, dweight, dbias and dresidual; None for what the call had not."""
-    norm, sizes, training, _, _, _, _ = call
+    norm, _, training, _, _, _, _ = call
     x, weight, bias, residual = t[:4]
     cdef Description like
     cdef Shape shape
     cdef fastbn_call c
-    describe(x, &like)
-    take_call(call, &like, &c)
-    take_sizes(sizes, &like, &c, &shape)
+    take_call(call, x, &like, &shape, &c)
     c.operation = FASTBN_BACKWARD if training else FASTBN_BACKWARD_INFERENCE
     c.vector_dtype = common_type((weight, bias))
     own_weight = vector_of(weight, &shape, &c, <void**>&c.weight)
