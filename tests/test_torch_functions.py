@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """fastbn.torch's functions beside PyTorch's: on its own samples, and their derivatives."""
 
+import signal
 import threading
 
 import numpy as np
@@ -251,6 +252,26 @@ def test_what_is_no_tensor(call):
         call(theirs, [1.0, 2.0], weight, bias)
     with pytest.raises(theirs_.type):
         call(fastbn.torch, [1.0, 2.0], weight, bias)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no alarms here")
+def test_a_signal_ends_a_long_call():
+    def handler(*_):
+        raise InterruptedError
+
+    x = torch.randn(1, 8, 512, 512).expand(64, -1, -1, -1)
+    mean, var = torch.zeros(8), torch.ones(8)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(InterruptedError):
+            fastbn.torch.batch_norm(x, mean, var, training=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    # Else the call was over before Python looked.
+    assert not mean.any()
+    assert var.eq(1).all()
 
 
 # ---- memory -------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ Calls go down only. A room knows the one below it and nothing above.
     Instance norm: each sample is a job. Group norm: for statistics, a group is a
     channel. Each has what it alone needs in a function or two of the leaves.
 5.  An activation or a residual is part of a write, and of the sums of backward. With a
-    residual backward has one phase more, which writes the residual's gradient.
+    residual, or SiLU, backward writes the gradient before the activation first.
 6.  C comes in beside the view: call.pxi makes a Job of a call of fastbn.h, and api.pxi
     has a caller's threads do the tasks. library.pyx and linked.pyx are drivers and
     leaves for a library without Python.

@@ -34,7 +34,8 @@ def statistics(call: Call, t: Tensors) -> Tensor:
         x = x.reshape(*shape[1:], x.numel() // max(1, math.prod(shape[1:])))
         mean = x.mean(-1)
         var = (x if call.norm == "rms" else x - mean.unsqueeze(-1)).square().mean(-1)
-    eps = torch.finfo(torch.float32).eps if call.eps is None else call.eps
+    computed = torch.float64 if t.x.dtype is torch.float64 else torch.float32
+    eps = torch.finfo(computed).eps if call.eps is None else call.eps
     invstd = (var + eps).rsqrt()
     return torch.stack([invstd] if call.norm == "rms" else [mean, invstd])
 
