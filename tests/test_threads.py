@@ -207,17 +207,24 @@ def test_calls_are_serial_after_a_wasted_team():
     assert teams(3) == [4, 4, 4]
     try:
         for rest in (1, 2, 4):
-            _threads.team_was(True, 1 << 21)
+            _threads.team_was(1e-12, 1 << 21)
             assert teams(rest + 2) == [1] * rest + [4, 4]
-        _threads.team_was(False, 1 << 30)
+        _threads.team_was(-1.0, 1 << 30)
         for _ in range(3):
-            _threads.team_was(False, 1 << 21)
-        _threads.team_was(True, 1 << 21)
+            _threads.team_was(0.0, 1 << 21)
+        _threads.team_was(1e-12, 1 << 21)
         assert teams(3, 1 << 30) == [4, 4, 4]
         assert teams(6) == [1] * 5 + [4]
         for _ in range(20):
-            _threads.team_was(True, 1 << 21)
+            _threads.team_was(1e-12, 1 << 21)
         assert teams(300) == [1] * 256 + [4] * 44
+
+        _threads.always_parallel(False)
+        _threads.team_was(3600.0, 1 << 21)  # the others came an hour late
+        assert teams(3) == [1, 4, 4]
+        _threads.team_was(3600.0, 1 << 21)
+        assert teams(300) == [1] * 300
+        assert teams(3, 1 << 30) == [4, 4, 4]
     finally:
         _threads.always_parallel(False)
 

@@ -318,6 +318,33 @@ def test_the_memory_format_is_that_of_pytorch(name):
         torch.testing.assert_close(y, expected)
 
 
+SHAPES_WITH_ONES = [(2, 3, 8, 1), (2, 3, 1, 8), (1, 3, 4, 5), (2, 1, 4, 5), (2, 3, 1, 4, 1)]
+
+
+@pytest.mark.parametrize("order", ["axes", "channels last", "strides of a view"])
+@pytest.mark.parametrize("shape", SHAPES_WITH_ONES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_memory_format_where_sizes_of_1_leave_it_open(name, shape, order):
+    x = torch.randn(shape)
+    if order == "channels last":
+        channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        x = x.to(memory_format=channels_last)
+    if order == "strides of a view":  # (N, spatial, C), permuted
+        rest = shape[2:]
+        x = torch.randn(shape[0], *rest, shape[1]).movedim(-1, 1)
+        x = x.squeeze(rest.index(1) + 2).unsqueeze(rest.index(1) + 2) if 1 in rest else x
+    features = x.shape[-1] if name in ("layer_norm", "rms_norm") else x.shape[1]
+    weight, bias = torch.ones(features), torch.ones(features)
+    groups = {"group_norm": lambda f, x, w, b: f.group_norm(x, 1, w, b)}
+    call = groups.get(name, CALLS[name])
+    for training in (True, False) if name == "batch_norm" else (True,):
+        if not training:
+            zero, one = torch.zeros(features), torch.ones(features)
+            call = lambda f, x, w, b: f.batch_norm(x, zero, one, w, b)  # noqa: B023, E731
+        y, expected = (call(f, x, weight, bias) for f in (fastbn.torch, theirs))
+        assert y.stride() == expected.stride(), x.stride()
+
+
 def test_the_imaginary_part_of_a_conjugate():
     x = torch.randn(4, 6, 5, dtype=torch.complex64).conj().imag
     assert x.is_neg()
@@ -351,6 +378,23 @@ def test_small_calls_are_pytorchs(monkeypatch):
     x = torch.randn(4, 6, requires_grad=True)
     y = fastbn.torch.batch_norm(x, None, None, training=True, activation="relu")
     assert "Normalise" in y.grad_fn.name()
+
+
+@pytest.mark.parametrize("size", [8, 800])
+@pytest.mark.parametrize("norm", ["batch_norm", "layer_norm", "group_norm"])
+@pytest.mark.parametrize("kinds", [(0, 1), (1, 0), (0, 2), (2, 0), (2, 3)], ids=str)
+def test_dtypes_that_differ_are_refused_at_any_size(norm, kinds, size, monkeypatch):
+    monkeypatch.undo()
+    of_x, of_vectors = (DTYPES[kind] for kind in kinds)
+    x = torch.randn(size, 6, 5 if norm != "layer_norm" else 6, dtype=of_x)
+    weight, bias = torch.ones(6, dtype=of_vectors), torch.zeros(6, dtype=of_vectors)
+    found = []
+    for f in fastbn.torch, theirs:
+        try:
+            found.append(CALLS[norm](f, x, weight, bias).dtype)
+        except RuntimeError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -391,12 +435,22 @@ def test_another_device_and_another_kind_of_tensor():
             cls.calls += (func.__name__,)
             return super().__torch_function__(func, types, args, kwargs or {})
 
-    x = torch.randn(4, 6, 5)
-    y = fastbn.torch.batch_norm(x.as_subclass(Seen), None, None, training=True)
-    assert type(y) is Seen
-    assert Seen.calls
-    expected = theirs.batch_norm(x, None, None, training=True)
-    torch.testing.assert_close(y.as_subclass(torch.Tensor), expected)
+    # It sees what it sees of PyTorch's own functions, wherever it stands.
+    tensors_of = {"x": torch.randn(4, 6, 6), "w": torch.ones(6), "b": torch.ones(6)}
+    for name, call in CALLS.items():
+        for kind in tensors_of:
+            if name == "rms_norm" and kind == "b":
+                continue
+            given = {k: v.as_subclass(Seen) if k == kind else v for k, v in tensors_of.items()}
+            Seen.calls = ()
+            expected = call(theirs, **given)
+            calls, Seen.calls = Seen.calls, ()
+            y = call(fastbn.torch, **given)
+            assert type(y) is Seen
+            assert [c for c in Seen.calls if c != "numel"] == list(calls)
+            torch.testing.assert_close(
+                y.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor)
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)

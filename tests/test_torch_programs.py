@@ -3,6 +3,7 @@
 
 import doctest
 import importlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -83,6 +84,24 @@ CALLS = {
     "group_norm": lambda f, x, w, eps, **k: f.group_norm(x, 2, w, w, eps, **k),
     "instance_norm": lambda f, x, w, eps, **k: f.instance_norm(x, None, None, w, w, eps=eps, **k),
 }
+
+
+@pytest.mark.parametrize("shape", [(0,), ()], ids=str)
+@pytest.mark.parametrize("name", ["batch_norm", "instance_norm", "group_norm"])
+def test_too_few_axes(name, shape):
+    def step(x, f):
+        if name == "batch_norm":
+            return f.batch_norm(x, torch.zeros(0), torch.ones(0), training=True)
+        return f.group_norm(x, 1) if name == "group_norm" else f.instance_norm(x)
+
+    found = []
+    for f in nn.functional, fastbn.torch:
+        program = torch.compile(partial(step, f=f), backend="aot_eager")
+        try:
+            found.append(program(torch.randn(shape)).shape)
+        except Exception as error:
+            found.append(type(error))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("program", ["eager", "compiled"])

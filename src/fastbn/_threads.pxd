@@ -2,4 +2,4 @@
 """How many threads a call gets."""
 
 cpdef int threads_for(Py_ssize_t size) except -1
-cpdef void team_was(bint wasted, Py_ssize_t size) noexcept
+cpdef void team_was(double loss, Py_ssize_t size) noexcept

@@ -34,12 +34,13 @@ cdef extern from "_threads.h":
 
 cdef enum:
     LARGEST_TEAM = 1024
-    PARALLEL_FROM = 700 << 10   # bytes of work
+    PARALLEL_FROM = 512 << 10   # bytes of work: those of x, as often as it is read
     LONGEST_REST = 256          # calls
 
 cdef Py_ssize_t parallel_from = PARALLEL_FROM   # below 0: every call is
 cdef int resting = 0            # calls that are still to be serial
 cdef int next_rest = 1
+cdef double rest_until = 0.0    # of openmp_clock
 cdef Py_ssize_t rest_below = 0  # bytes of work: larger calls need no rest
 
 cdef int chosen = 0             # set_num_threads; 0: not set
@@ -87,18 +88,23 @@ cpdef int threads_for(Py_ssize_t size) except -1:
     global resting
     if size < parallel_from or openmp_version() == 0:
         return 1
-    if resting > 0 and size < rest_below:
-        resting -= 1
-        return 1
+    if size < rest_below:
+        if resting > 0:
+            resting -= 1
+            return 1
+        if openmp_clock() < rest_until:
+            return 1
     return current()
 
 
-cpdef void team_was(bint wasted, Py_ssize_t size) noexcept:
-    """Take note of whether the team of a call was worth waiting for."""
-    global resting, next_rest, rest_below
+cpdef void team_was(double loss, Py_ssize_t size) noexcept:
+    """Take note of the seconds that were lost with the team of a call: 0, if not one."""
+    global resting, next_rest, rest_until, rest_below
     if parallel_from < 0:
         return
-    if wasted:
+    if loss > 0.0:
+        # Once, and the threads were asleep; again, and others have the processors.
+        rest_until = openmp_clock() + (next_rest - 1) * loss
         resting, next_rest = next_rest, min(2 * next_rest, LONGEST_REST)
         rest_below = 2 * size
     elif size < rest_below:
@@ -128,8 +134,9 @@ def set_num_threads(n):
     -----
     Results do not depend on the number of threads: not in a single bit.
 
-    Some calls run on one thread whatever the number: those on less than 700 KB (768
-    bytes more for each channel), those in a child of ``fork``, and a few after a call for
+    Some calls run on one thread whatever the number: those on less than 512 KB in
+    inference, or less than 256 KB if `x` is read twice, as in training and backward (256
+    bytes more for each channel of NHWC), those in a child of ``fork``, and a few after a call for
     which the other threads came too late. A number that the system cannot provide ends
     the process; that is OpenMP's way.
 
@@ -207,8 +214,9 @@ class threads:
 
 def always_parallel(on):
     """Give every call the number of threads that is set: for tests and the self-test."""
-    global parallel_from, resting, next_rest
+    global parallel_from, resting, next_rest, rest_until
     parallel_from, resting, next_rest = -sys.maxsize if on else PARALLEL_FROM, 0, 1
+    rest_until = 0.0
 
 
 def source():

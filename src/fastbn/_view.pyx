@@ -124,10 +124,11 @@ cdef inline void new_job(Job* job) noexcept:
 include "view/prepared.pxi"
 
 
-cdef int choose_threads(Job* job, cnp.ndarray x, Py_ssize_t channels) except -1:
-    # What is done for each of `channels` on one thread takes as long as 768 bytes of
+cdef int choose_threads(Job* job, cnp.ndarray x, Py_ssize_t channels, int readings) except -1:
+    # What is done for each channel of rows, on one thread, takes as long as 256 bytes of
     # data: work that more threads do not share.
-    job.size = cnp.PyArray_NBYTES(x) - 768 * channels
+    job.size = readings * (cnp.PyArray_NBYTES(x)
+                           - (256 * channels if job.view.inner == 1 else 0))
     job.threads = threads_for(job.size)
     return 0
 
@@ -141,7 +142,7 @@ cdef int carry_out(Driver driver, Job* job, cnp.ndarray x) except -1:
     with nogil:
         status = driver(leaves, job)
     if job.threads > 1:
-        team_was(job.team_loss > 0.0, job.size)
+        team_was(job.team_loss, job.size)
     if status == NO_MEMORY:
         raise MemoryError("no memory for the workspace")
     return -1 if status == STOPPED else 0
@@ -207,7 +208,7 @@ def statistics(x_, layout, /):
     arrangement = arranged(x, None, None, None, False, &order, 0)
     arrangement.settle(&job, channels, 1)
     job.mean, job.m2 = numbers_of(mean), numbers_of(m2)
-    choose_threads(&job, x, channels)
+    choose_threads(&job, x, channels, 1)
     carry_out(drivers.statistics, &job, x)
     return count, mean, m2
 
@@ -270,7 +271,7 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
         fill(job.invstd, channels, NAN)
     else:
         arrangement.settle(&job, channels, 1)
-        choose_threads(&job, x, channels)
+        choose_threads(&job, x, channels, 2 if training else 1)
         carry_out(drivers.training if training else drivers.inference, &job, x)
         arrangement.result()
         if training:
@@ -332,7 +333,7 @@ def backward(dy_, x_, mean_, invstd_, weight_, bias_, training_, layout, activat
         fill(job.dbias, channels, 0.0)
     else:
         arrangement.settle(&job, channels, 1)
-        choose_threads(&job, x, channels)
+        choose_threads(&job, x, channels, 2)
         carry_out(drivers.gradients, &job, x)
         arrangement.result()
     return gradients_of(arrangement, (rounded(job.dweight, channels, number),
@@ -381,7 +382,7 @@ cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssiz
         job.group_mean, job.group_invstd = numbers_of(mean), numbers_of(invstd)
         job.var = job.group_invstd
     arrangement.settle(&job, channels, group)
-    choose_threads(&job, x, 0)
+    choose_threads(&job, x, 0, 2)
     carry_out(drivers.training, &job, x)
     arrangement.result()
     keep_running(running_mean, running_var, &job)
@@ -424,7 +425,7 @@ cdef object backward_of_samples(dy_, cnp.ndarray x, int axis, int sample_axis, P
         job.invstd = job.group_invstd = <double*>arrangement.readable(invstd)
         job.weight, job.bias = arrangement.readable(weight), arrangement.readable(bias)
         arrangement.settle(&job, channels, group)
-        choose_threads(&job, x, 0)
+        choose_threads(&job, x, 0, 2)
         carry_out(drivers.gradients, &job, x)
         arrangement.result()
     return gradients_of(arrangement, (rounded(job.dweight, channels, number),
@@ -533,7 +534,7 @@ def layer_forward(x_, normalized_shape, weight_, bias_, eps, activation, negativ
         job.mean = numbers_of(mean)
         job.m2 = job.var = job.invstd = numbers_of(invstd)
         arrangement.settle_features(&job)
-        choose_threads(&job, x, 0)
+        choose_threads(&job, x, 0, 2)
         carry_out(drivers.training, &job, x)
         arrangement.result()
     if only_y:
@@ -586,7 +587,7 @@ def layer_backward(dy_, x_, mean_, invstd_, normalized_shape, weight_, bias_, ac
             job.mean = arrangement.vector(channels)
             fill(job.mean, channels, 0.0)
         arrangement.settle_features(&job)
-        choose_threads(&job, x, 0)
+        choose_threads(&job, x, 0, 2)
         carry_out(drivers.gradients, &job, x)
         arrangement.result()
     dweight = unflattened(rounded(job.dweight, features, number), x, kept, x.ndim,

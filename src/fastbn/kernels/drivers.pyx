@@ -45,7 +45,7 @@ cdef enum:
     NEIGHBOURING_BYTES = 8192   # ... or so many bytes, if that is more
     LONG_FEATURES = 32768       # elements of a tile whose runs have features
     FEWEST_BLOCK_ROWS = 128
-    WORTH_TWO_SHARES = 1 << 17  # gradients of features are summed in shares of the rows
+    WORTH_TWO_SHARES = 1 << 16  # gradients of features are summed in shares of the rows
     MOST_SHARES = 64
     # Bytes. These decide speed only.
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here

@@ -73,10 +73,10 @@ cdef inline void write_channels(const Job* job, const Activation* a, Py_ssize_t 
     cdef Block block
     cdef Place p
     cdef Pen pen
-    for c in range(channel, channel + channels):
-        pen = pen_of(job, c, how)
-        for b in range(b0, b1):
-            block = block_at(job, b)
+    for b in range(b0, b1):
+        block = block_at(job, b)
+        for c in range(channel, channel + channels):
+            pen = pen_of(job, c, how)
             p = place_of(job, a, c, 0, block.offset, how)
             write_channel(&p, block.length, &pen, features_from(job, block.offset), ahead, how)
 

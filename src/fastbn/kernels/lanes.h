@@ -348,6 +348,27 @@ static inline wides widen(lanes v, int half)
 #endif
 #endif
 
+/* ((a + b) + (c + d)) + ((e + f) + (g + h)) of eight numbers in a row of registers. */
+#if VECTOR_BYTES >= 32
+static inline double tree_of_eight(const wides *v)
+{
+#if VECTOR_BYTES == 64
+    __m256d first = _mm512_castpd512_pd256((__m512d)v[0]);
+    __m256d other = _mm512_extractf64x4_pd((__m512d)v[0], 1);
+#else
+    __m256d first = (__m256d)v[0], other = (__m256d)v[1];
+#endif
+    __m256d twos = _mm256_hadd_pd(first, other);
+    __m128d fours = _mm_add_pd(_mm256_castpd256_pd128(twos), _mm256_extractf128_pd(twos, 1));
+    return fours[0] + fours[1];
+}
+#else
+static inline double tree_of_eight(const wides *v)
+{
+    return ((v[0][0] + v[0][1]) + (v[1][0] + v[1][1])) + ((v[2][0] + v[2][1]) + (v[3][0] + v[3][1]));
+}
+#endif
+
 /* The first n lanes of one, the others of another. */
 static inline lanes join(lanes first, lanes other, ptrdiff_t n)
 {

@@ -80,6 +80,7 @@ cdef extern from "lanes.h" nogil:
     wides load_wide(const double* p)
     void store_wide(double* p, wides v)
     wides widen(lanes v, int half)
+    double tree_of_eight(const wides* v)
     lanes join(lanes first, lanes other, ptrdiff_t n)
     lanes negative(lanes v)
     lanes apart(lanes (*f)(lanes) noexcept nogil, lanes v)

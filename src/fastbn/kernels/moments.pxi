@@ -12,6 +12,7 @@ cdef enum:
     SMALLEST_BLOCK = 32     # narrower elements, if no more, are summed in float64 at once
 
 cdef struct BlockMoments:
+    elem probes[PROBES][COLUMNS + PADDING]
     double s[COLUMNS]
     double q[COLUMNS]
     double origin[COLUMNS]
@@ -28,40 +29,43 @@ cdef inline lanes median(lanes a, lanes b, lanes c, lanes d, lanes e) noexcept n
     return larger(smaller(f, g), smaller(e, larger(f, g)))
 
 
-cdef inline lanes one_of_each(const Job* job, Py_ssize_t channel, Py_ssize_t n, Py_ssize_t run,
-                              Py_ssize_t offset) noexcept nogil:
-    # The same element of up to WIDTH channels.
-    cdef const elem* p = element(job, &job.x, channel, run, offset)
-    cdef elem scratch[WIDTH]
+cdef inline const elem* one_of_each(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                                    Py_ssize_t run, Py_ssize_t offset,
+                                    elem* scratch) noexcept nogil:
+    # The same element of some channels, side by side: in x, or in `scratch`.
+    cdef const elem* first = element(job, &job.x, channel, run, offset)
     cdef Py_ssize_t c
-    if job.x.channel == 1:
-        return load(p) if n >= WIDTH else load_part(p, n, splat(0))
-    n = minimum(WIDTH, n)
-    for c in range(n):
-        scratch[c] = element(job, &job.x, channel + c, run, offset)[0]
-    return load_part(scratch, n, splat(0))
+    if job.x.channel == 1 and not job.view.features:
+        return first
+    if job.view.features and channel % job.period + channels > job.period:
+        for c in range(channels):
+            scratch[c] = element(job, &job.x, channel + c, run, offset)[0]
+    else:
+        for c in range(channels):
+            scratch[c] = first[c * job.x.channel]
+    return scratch
 
 
 cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t channel,
                                Py_ssize_t channels, BlockMoments* m) noexcept nogil:
     # An element of the block, never a rounded mean: a constant channel then has
     # differences of exactly 0. The median, since one probe can be an outlier.
-    cdef Py_ssize_t run[PROBES]
-    cdef Py_ssize_t offset[PROBES]
+    cdef const elem* probes[PROBES]
     cdef lanes value[PROBES]
-    cdef Py_ssize_t i, k, c, at
+    cdef Py_ssize_t i, k, c, n, at, run
     if not job.centred:
         memset(m.pivot, 0, (channels + PADDING) * sizeof(real))
         return
     for k in range(PROBES):
         at = k * (block.runs * block.length - 1) // (PROBES - 1)
-        run[k] = at // block.length if block.runs > 1 else 0
-        offset[k] = at - run[k] * block.length
+        run = at // block.length if block.runs > 1 else 0
+        probes[k] = one_of_each(job, channel, channels, block.run + run,
+                                block.offset + at - run * block.length, m.probes[k])
     for i in range(steps(channels, WIDTH)):
         c = i * WIDTH
+        n = channels - c
         for k in range(PROBES):
-            value[k] = one_of_each(job, channel + c, channels - c, block.run + run[k],
-                                   block.offset + offset[k])
+            value[k] = load(probes[k] + c) if n >= WIDTH else load_part(probes[k] + c, n, splat(0))
         store_real(m.pivot + c, median(value[0], value[1], value[2], value[3], value[4]))
 
 
@@ -69,10 +73,12 @@ cdef inline void load_origins(const Job* job, Py_ssize_t channel, Py_ssize_t cha
                               double* origin) noexcept nogil:
     # Means are kept and merged as differences from an element of the channel: so
     # they do not lose in float64 what the elements still have.
+    cdef elem scratch[COLUMNS]
+    cdef const elem* first = one_of_each(job, channel, channels, 0, 0, scratch)
     cdef Py_ssize_t c
     cdef double value
     for c in range(channels):
-        value = as_double(element(job, &job.x, channel + c, 0, 0)[0])
+        value = as_double(first[c])
         origin[c] = value if value - value == 0.0 and job.centred else 0.0
 
 

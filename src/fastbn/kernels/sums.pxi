@@ -153,6 +153,12 @@ cdef inline void load_sums(const Columns* columns, Py_ssize_t at, Sums* sums) no
         sums.q[half] = load_wide(columns.q + at + half * WIDE)
 
 
+cdef inline void clear_sums(Sums* sums) noexcept nogil:
+    cdef int half
+    for half in range(HALVES):
+        sums.s[half] = sums.q[half] = widen(splat(0), half)
+
+
 cdef inline void store_sums(const Sums* sums, Py_ssize_t at, Columns* columns) noexcept nogil:
     cdef Py_ssize_t half
     for half in range(HALVES):
@@ -335,8 +341,9 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
 
 cdef inline void sum_stretch(const elem* x, const elem* dy, Features features, Py_ssize_t n,
                              Columns* columns, Py_ssize_t first, ptrdiff_t ahead, bint small,
-                             int gradient, bint weighted) noexcept nogil:
-    # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part.
+                             int gradient, bint weighted, bint fresh) noexcept nogil:
+    # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part; what
+    # they are added to is 0, if they are the first ones.
     cdef Py_ssize_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
     cdef Py_ssize_t k, j, groups = n // size, left = n % size
     cdef Group g
@@ -351,7 +358,10 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, Features features, P
         if weighted:
             g.features = later_features(features, j)
         load_columns(columns, first, gradient, &g)
-        load_sums(columns, first + j, &sums)
+        if fresh:
+            clear_sums(&sums)
+        else:
+            load_sums(columns, first + j, &sums)
         sum_groups(&g, groups, ahead if j % LINE == 0 else 0, small, gradient, &sums)
         if left:
             deposit(&sums, last_tree(&g, steps(left, RUN_COLUMNS), left - j, gradient))
@@ -360,19 +370,21 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, Features features, P
 
 cdef inline void sum_run(const elem* x, const elem* dy, Features features, Py_ssize_t length,
                          Columns* columns, Py_ssize_t first, const Pace* pace,
-                         int gradient) noexcept nogil:
+                         int gradient, bint fresh) noexcept nogil:
     cdef Py_ssize_t i, n, at
     for i in range(steps(length, IN_L1)):
+        fresh &= i == 0
         at = i * IN_L1
         n = minimum(IN_L1, length - at)
         if gradient != MOMENTS and features.weight != NULL:
             sum_stretch(x + at, dy + at, later_features(features, at), n, columns, first,
-                        pace.ahead, False, gradient, True)
+                        pace.ahead, False, gradient, True, fresh)
         elif pace.group == ROWS:
             sum_stretch(x + at, dy + at, features, n, columns, first, pace.ahead, False, gradient,
-                        False)
+                        False, fresh)
         else:
-            sum_stretch(x + at, dy + at, features, n, columns, first, 0, True, gradient, False)
+            sum_stretch(x + at, dy + at, features, n, columns, first, 0, True, gradient, False,
+                        fresh)
 
 
 # The same sums in float64, for blocks where `real` will not do.
@@ -515,8 +527,9 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
     cdef Features features = no_features()
     if gradient and job.view.features:
         features = features_from(job, block.offset)
-    memset(columns.s, 0, channels * width * job.plan.pixels * sizeof(double))
-    memset(columns.q, 0, channels * width * job.plan.pixels * sizeof(double))
+    if wide != NULL or not job.plan.long_runs:
+        memset(columns.s, 0, channels * width * job.plan.pixels * sizeof(double))
+        memset(columns.q, 0, channels * width * job.plan.pixels * sizeof(double))
     if job.plan.long_runs:
         pace = pace_of(job, RUN_COLUMNS, gradient)
         for run in range(block.run, block.run + block.runs):
@@ -524,7 +537,7 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
                 if wide == NULL:
                     sum_run(element(job, &job.x, channel + c, run, block.offset),
                             element(job, other, channel + c, run, block.offset), features,
-                            block.length, columns, c * width, &pace, gradient)
+                            block.length, columns, c * width, &pace, gradient, run == block.run)
                     continue
                 x = long_matrix(job, &job.x, block, channel + c, run)
                 dy = long_matrix(job, other, block, channel + c, run)
@@ -541,6 +554,15 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
         x = short_matrix(job, &job.x, block, channel + c, together)
         dy = short_matrix(job, other, block, channel + c, together)
         sum_matrices(&x, &dy, no_features(), wide, columns, c * width, &pace, gradient)
+
+
+cdef inline double fold_row(const double* sums) noexcept nogil:
+    # What `fold` does with RUN_COLUMNS neighbours.
+    cdef wides lane[8]
+    cdef int k
+    for k in range(8 // WIDE):
+        lane[k] = load_wide(sums + k * WIDE) + load_wide(sums + 8 + k * WIDE)
+    return tree_of_eight(lane)
 
 
 cdef inline double fold(const double* sums, Py_ssize_t n, Py_ssize_t step) noexcept nogil:
@@ -589,6 +611,11 @@ cdef inline void fold_columns(const Columns* columns, Py_ssize_t channels, Py_ss
     if width == 1:
         memcpy(s, columns.s, channels * sizeof(double))
         memcpy(q, columns.q, channels * sizeof(double))
+        return
+    if width == RUN_COLUMNS:
+        for c in range(channels):
+            s[c] = fold_row(columns.s + c * RUN_COLUMNS)
+            q[c] = fold_row(columns.q + c * RUN_COLUMNS)
         return
     for c in range(channels):
         s[c] = fold(columns.s + c * width, width, 1)

@@ -41,7 +41,7 @@ cdef struct Team:
     int threads
     uint64_t arrived
     uint64_t done
-    double loss             # seconds that were waited, less what the others can have done
+    double gain             # seconds that one thread would have taken, as far as can be known
 
 
 cdef inline uint64_t range_of(uint64_t start, uint64_t stop) noexcept nogil:
@@ -63,8 +63,9 @@ cdef void take_part(void* context, int me) noexcept nogil:
     # A thread's own share first, then what is left of the others', from the end: a
     # thread that the system holds up holds up one piece, not its share.
     cdef Team* team = <Team*>context
-    cdef double began = team_clock()
+    cdef double began = team_clock(), worked
     cdef Py_ssize_t i, pieces = 0
+    cdef uint64_t helpers
     cdef int k
     atomic_increase(&team.arrived)
     for k in range(team.threads):
@@ -75,15 +76,20 @@ cdef void take_part(void* context, int me) noexcept nogil:
             team.phase.piece(team.phase, team.start + i, me)
             pieces += 1
     atomic_increase(&team.done)
-    if me == 0:
-        await_others(team, pieces, team_clock() - began)
+    if me > 0:
+        return
+    worked = team_clock() - began
+    helpers = atomic_read(&team.arrived) - 1
+    await_others(team)
+    # While this thread worked, each helper can have done no more than it. If it came too
+    # late to work, all was done meanwhile.
+    team.gain = (1 + helpers) * worked if pieces > 0 else 2 * (team_clock() - began)
 
 
-cdef void await_others(Team* team, Py_ssize_t pieces, double worked) noexcept nogil:
+cdef void await_others(Team* team) noexcept nogil:
     # OpenMP's barrier would spin for milliseconds, perhaps on the very processor
     # that a late thread waits for.
-    cdef uint64_t size = team_size(), helpers = atomic_read(&team.arrived) - 1
-    cdef double began = team_clock()
+    cdef uint64_t size = team_size()
     cdef int waits = 0
     while atomic_read(&team.done) < size:
         if waits < RELAXED:
@@ -93,25 +99,23 @@ cdef void await_others(Team* team, Py_ssize_t pieces, double worked) noexcept no
         else:
             nap()
         waits += 1
-    # While this thread worked, each helper can have done no more than it. A thread
-    # that found no piece left cannot say.
-    if pieces > 0 and size > 1:
-        team.loss = team_clock() - began - helpers * worked
 
 
 cdef double share_out(const Phase* phase, const Job* job, Py_ssize_t start,
                       Py_ssize_t stop) noexcept nogil:
     # Neighbouring pieces go to one thread: in turn, two threads would fight over the
     # lines of the output that their prefetchers reach for. Each phase shares out
-    # alike, so that a thread finds in its cache what it left there. Returns the loss.
+    # alike, so that a thread finds in its cache what it left there. Returns the loss:
+    # OpenMP, too, can let a call wait, before it begins, for a thread that is late.
     cdef int k, threads = job.threads
+    cdef double began = team_clock()
     cdef Team team = Team(phase, start, <Share*>job.team, threads, 0, 0, 0.0)
     cdef Py_ssize_t pieces = stop - start
     for k in range(threads):
         team.shares[k].left = range_of(ceil_div(pieces * k, threads),
                                        ceil_div(pieces * (k + 1), threads))
     in_parallel(threads, take_part, &team)
-    return team.loss
+    return team_clock() - began - team.gain
 
 
 cdef bint asked_to_stop(const Job* job, double* asked) noexcept nogil:

@@ -18,6 +18,9 @@ from torch.autograd import forward_ad
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
+#: The memory format, by the number of axes.
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 class Call(NamedTuple):
     """Which norm, and its arguments that are not tensors."""
@@ -46,7 +49,15 @@ class Tensors(NamedTuple):
 def empty_output(norm: str, x: Tensor) -> Tensor:
     """Return memory for `y` or `dx`, in the order in which PyTorch's own norms return it."""
     if x.is_contiguous():
-        return torch.empty_like(x)
+        keep = norm in ("group", "rms")  # the strides of axes of length 1
+        return torch.empty_like(
+            x, memory_format=torch.preserve_format if keep else torch.contiguous_format
+        )
+    if norm == "batch" and x.ndim in CHANNELS_LAST:
+        # Sizes of 1 can leave the order open: batch norm, and it alone, takes this one then.
+        order = CHANNELS_LAST[x.ndim]
+        if x.is_contiguous(memory_format=order):
+            return torch.empty_like(x, memory_format=order)
     if norm in ("layer", "instance"):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     return torch.empty_like(x, memory_format=suggest_memory_format(x))
@@ -63,7 +74,7 @@ def statistics_shape(norm: str, x: Tensor, sizes: Sequence[int]) -> tuple[int, .
     return 1 if norm == "rms" else 2, *x.shape[: x.ndim - len(sizes)]
 
 
-def is_traced(x: Tensor) -> bool:
+def is_traced(norm: str, x: Tensor) -> bool:
     """Say whether a graph is made of the call, which an operator of ours can be part of."""
     if torch.compiler.is_compiling():
         tracing = True
@@ -71,4 +82,6 @@ def is_traced(x: Tensor) -> bool:
         modes = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
         transformed = peek_interpreter_stack() is not None or forward_ad._current_level >= 0
         tracing = bool(modes or isinstance(x, FakeTensor)) and not transformed
-    return tracing and x.is_cpu and x.dtype in DTYPES
+    if not (tracing and x.is_cpu and x.dtype in DTYPES):
+        return False
+    return x.ndim > 1 or norm in ("layer", "rms")

@@ -46,10 +46,12 @@ class RefusedError(Exception):
 include "tensors.pxi"
 
 
-cdef int refuse_watched(x) except -1:
+cdef int refuse_watched(tuple tensors) except -1:
     # Subclasses, modes, tracers and transformations want to see operators.
-    if not (type(x) is Tensor or type(x) is Parameter) or (
-            _len_torch_dispatch_stack() or forward_ad._current_level >= 0
+    for tensor in tensors:
+        if not (tensor is None or type(tensor) is Tensor or type(tensor) is Parameter):
+            raise RefusedError
+    if (_len_torch_dispatch_stack() or forward_ad._current_level >= 0
             or peek_interpreter_stack() is not None or _get_tracing_state() is not None):
         raise RefusedError
     return 0
@@ -123,12 +125,16 @@ cdef int common_type(tuple vectors) except -1:
 
 
 cdef object vector_of(vector, const Shape* shape, const fastbn_call* c, void** memory):
-    # Gapless, of the call's dtype for vectors: the tensor itself, where it is so.
+    # Gapless, of the call's dtype for vectors: the tensor itself, where it is so. What it
+    # may be beside x is what PyTorch allows: its dtype, or float32 beside half precision.
     cdef Description d
     if vector is None:
         return None
     describe(vector, &d)
-    if dtype_of(&d) == 0 or not same_sizes(d.shape, d.ndim, shape.shape, shape.ndim):
+    if not (dtype_of(&d) == c.dtype
+            or (dtype_of(&d) == FASTBN_FLOAT32 and c.dtype != FASTBN_FLOAT64)):
+        raise RefusedError
+    if not same_sizes(d.shape, d.ndim, shape.shape, shape.ndim):
         raise RefusedError
     if dtype_of(&d) != c.vector_dtype or not gapless(&d, False):
         dtype = float64 if c.vector_dtype == FASTBN_FLOAT64 else float32
@@ -173,7 +179,7 @@ cdef int place(tensor, const Description* x, Description* d, fastbn_tensor* to) 
 cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
                  dresidual) except? -1:
     cdef Description[5] d
-    cdef Py_ssize_t size = like.bits // 8
+    cdef Py_ssize_t size = like.bits // 8 * (1 if c.operation == FASTBN_INFERENCE else 2)
     cdef double loss = 0.0
     cdef int axis, code, threads
     place(x, like, &d[0], &c.x)
@@ -187,7 +193,7 @@ cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
     with nogil:
         code = drivers.run_call(c, threads, signalled, &loss)
     if threads > 1:
-        team_was(loss > 0.0, size)
+        team_was(loss, size)
     return -1 if code == STOPPED else code
 
 
@@ -292,13 +298,13 @@ cdef object typed_as(gradient, tensor):
 # ---- autograd ------------------------------------------------------------------------
 
 cdef inline bint requires_grad(tensor):
-    return tensor is not None and isinstance(tensor, Tensor) and tensor.requires_grad
+    return tensor is not None and tensor.requires_grad
 
 
 def normalise(call, t):
     """Return `y`."""
     x, weight, bias, residual, _, _ = t
-    refuse_watched(x)
+    refuse_watched(t)
     if is_grad_enabled() and (x.requires_grad or requires_grad(weight) or requires_grad(bias)
                               or requires_grad(residual)):
         return apply(call, *t)
@@ -322,7 +328,7 @@ class Normalise(torch.autograd.Function):
         try:
             if is_grad_enabled():
                 raise RefusedError
-            refuse_watched(dy)
+            refuse_watched((dy,))
             gradients = backward(ctx.call, t, dy, ctx.statistics)
         except RefusedError:     # dy may be batched, too, and has no memory of its own then
             gradients = _formulas.gradients(ctx.call, t, dy, ctx.statistics)

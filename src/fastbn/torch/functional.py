@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn import functional
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastbn.torch import _direct, _formulas, _traced
 from fastbn.torch._call import Call, Tensors, is_traced
@@ -322,8 +321,14 @@ def instance_norm(
     """
     if use_input_stats and not is_first_time():
         running_mean = running_var = None
-    # With the same statistics for all samples this is batch norm.
-    norm = "instance" if use_input_stats else "batch"
+    norm = "instance"
+    if not use_input_stats and isinstance(input, Tensor):
+        # With the same statistics for all samples this is batch norm, which wants them typed.
+        norm = "batch"
+        kind = torch.float64 if input.dtype is torch.float64 else torch.float32
+        running_mean, running_var = (
+            v.to(kind) if isinstance(v, Tensor) else v for v in (running_mean, running_var)
+        )
     call = norm, (), use_input_stats, momentum, eps, activation, negative_slope
     return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
 
@@ -347,8 +352,7 @@ def _normalise(call: tuple, t: tuple) -> Tensor:
             return _direct.normalise(call, t)
         except _direct.RefusedError:
             pass  # PyTorch's function takes it, or has its own words for the error
-    if is_traced(t[0]) and (t[3] is None or t[3].shape == t[0].shape):
+    if is_traced(call[0], t[0]) and (t[3] is None or t[3].shape == t[0].shape):
         return _traced.normalise(Call(*call), Tensors(*t))
-    if has_torch_function_variadic(*t):
-        return handle_torch_function(_normalise, t, call, t)
+    # Subclasses with functions of their own see PyTorch's public ones.
     return _formulas.normalise(Call(*call), Tensors(*t))

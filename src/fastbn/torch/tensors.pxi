@@ -72,7 +72,8 @@ cdef inline int dtype_of(const Description* d) noexcept:
 
 
 cdef bint gapless(const Description* d, bint channels_last) noexcept:
-    # In that order; of channels_last, so that no size of 1 leaves it open which one it is.
+    # In that order, without a doubt: no stride of an axis of length 1 that is odd; and of
+    # channels_last, no size of 1 that leaves it open which order it is.
     cdef int64_t step = 1
     cdef int i, axis
     if channels_last and not 4 <= d.ndim <= 5:
@@ -81,9 +82,7 @@ cdef bint gapless(const Description* d, bint channels_last) noexcept:
         axis = d.ndim - 1 - i
         if channels_last and axis > 0:
             axis = 1 if i == 0 else axis + 1
-        if d.strides[axis] != step and d.shape[axis] != 1:
-            return False
-        if channels_last and d.shape[axis] == 1:
+        if d.strides[axis] != step or (channels_last and d.shape[axis] == 1):
             return False
         step *= d.shape[axis]
     return True
