@@ -162,6 +162,10 @@ cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t chan
     fold_columns(columns, 1, width, s, q)
 
 
+cdef inline bint not_finite(double s, double q) noexcept nogil:
+    return (s - s != 0.0) | (q - q != 0.0)
+
+
 cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
                                    Columns* columns, double* s, double* q,
                                    int gradient) noexcept nogil:
@@ -170,6 +174,7 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
     cdef double* s_sum = job.partial[0] + segment * job.view.channels + channel
     cdef double* q_sum = job.partial[1] + segment * job.view.channels + channel
     cdef Py_ssize_t b, c
+    cdef long infinite
     cdef Block block
     memset(s_sum, 0, channels * sizeof(double))
     memset(q_sum, 0, channels * sizeof(double))
@@ -178,11 +183,16 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
         block = block_at(job, b)
         sum_block(job, &block, channel, channels, NULL, columns, gradient)
         fold_channels(job, columns, channels, s, q)
+        infinite = 0
         for c in range(channels):
-            # Sums that overflowed in `real`, or that are truly infinite.
-            if s[c] - s[c] != 0.0 or q[c] - q[c] != 0.0:
-                sum_gradient_again(job, &block, channel + c, columns, &s[c], &q[c], gradient)
+            infinite += not_finite(s[c], q[c])
+        if infinite:    # sums that overflowed in `real`, or that are truly infinite
+            for c in range(channels):
+                if not_finite(s[c], q[c]):
+                    sum_gradient_again(job, &block, channel + c, columns, &s[c], &q[c], gradient)
+        for c in range(channels):
             s_sum[c] += s[c]
+        for c in range(channels):
             q_sum[c] += q[c]
 
 

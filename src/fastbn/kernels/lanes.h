@@ -160,9 +160,17 @@ enum { ROUNDED_ONCE = 1 };
 #else
 enum { ROUNDED_ONCE = 0 };
 #endif
+#if STORED_BYTES == VECTOR_BYTES
+static inline double as_double(elem x) { return (double)x; }
+#else
 static inline double as_double(elem x) { return (double)unpack((stored){x})[0]; }
+#endif
 static inline real first_lane(lanes v) { return v[0]; }
-static inline real as_real(double x) { return x == x ? (real)x : (real)__builtin_nan(""); }
+static inline real as_real(double x)
+{
+    real r = (real)x;       /* first: a loop in which there is a choice to convert is scalar */
+    return r == r ? r : (real)__builtin_nan("");
+}
 
 /* ---- memory; no alignment is assumed beyond the element's own ---- */
 

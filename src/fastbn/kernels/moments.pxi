@@ -76,10 +76,12 @@ cdef inline void load_origins(const Job* job, Py_ssize_t channel, Py_ssize_t cha
     cdef elem scratch[COLUMNS]
     cdef const elem* first = one_of_each(job, channel, channels, 0, 0, scratch)
     cdef Py_ssize_t c
-    cdef double value
+    if not job.centred:
+        memset(origin, 0, channels * sizeof(double))
+        return
     for c in range(channels):
-        value = as_double(first[c])
-        origin[c] = value if value - value == 0.0 and job.centred else 0.0
+        origin[c] = as_double(first[c])
+        origin[c] = origin[c] if origin[c] - origin[c] == 0.0 else 0.0
 
 
 cdef inline double squares(double s, double q, double n) noexcept nogil:
@@ -110,9 +112,12 @@ cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, Py_ss
     # Channels [c0, c1) of a block in float64, around `start`.
     cdef WideColumns wide
     cdef Py_ssize_t c, j, width = columns_per_channel(job)
-    for c in range(c0, c1):
-        for j in range(width):
-            wide.pivot[(c - c0) * width + j] = m.start[c]
+    if width == 1:
+        memcpy(wide.pivot, m.start + c0, (c1 - c0) * sizeof(double))
+    else:
+        for c in range(c0, c1):
+            for j in range(width):
+                wide.pivot[(c - c0) * width + j] = m.start[c]
     sum_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
     fold_columns(columns, c1 - c0, width, m.s + c0, m.q + c0)
     close_channels(job, c0, c1, n, m)
