@@ -109,15 +109,19 @@ def activated(z, activation=None, negative_slope=0.01):
         return z
     if activation == "silu":
         return z * sigmoid(z)
+    if activation == "relu6":
+        return np.clip(z, 0, 6)
     return np.where(z > 0, z, z * (0 if activation == "relu" else negative_slope))
 
 
 def slope(z, activation=None, negative_slope=0.01):
-    """Return dy / dz; at the kink that of its left side."""
+    """Return dy / dz; at the kink that of its left side, at the 6 of relu6 its right one."""
     if activation is None:
         return np.ones_like(z)
     if activation == "silu":
         return sigmoid(z) * (1 + z * (1 - sigmoid(z)))
+    if activation == "relu6":
+        return np.where((z > 0) & (z < 6), 1.0, 0)
     return np.where(z > 0, 1.0, 0 if activation == "relu" else negative_slope)
 
 

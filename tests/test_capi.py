@@ -495,7 +495,7 @@ MISTAKES = {
     "an output on itself": (lambda: changed(out=capi.Tensor(ROW.ctypes.data,
                                                             capi.sizes([0, 5, 1]))),
                             capi.BAD_STRIDES),
-    "activation 4": (lambda: changed(activation=4), capi.BAD_OPERATION),
+    "activation 5": (lambda: changed(activation=5), capi.BAD_OPERATION),
     "activation -1": (lambda: changed(activation=-1), capi.BAD_OPERATION),
     "slope": (lambda: changed(activation=2, negative_slope=math.nan), capi.BAD_NUMBER),
     "a crop of a residual": (

@@ -17,7 +17,7 @@ import fastbn
 from fastbn import _dispatch
 
 SLOPE = 0.2
-ACTIVATIONS = ["relu", "leaky_relu", "silu"]
+ACTIVATIONS = ["relu", "relu6", "leaky_relu", "silu"]
 FUSED = [(a, adds) for a in (None, *ACTIVATIONS) for adds in (False, True) if a or adds]
 FUSED_IDS = [f"{a}{' and residual' * adds}" for a, adds in FUSED]
 fused = pytest.mark.parametrize(("activation", "adds"), FUSED, ids=FUSED_IDS)
@@ -37,15 +37,20 @@ def fused_case(case, dtype, activation, adds, x=None, parameters=None, frozen=Fa
     """What the oracle says, of an x that is near no kink."""
     if parameters is None:
         parameters = "float64" if dtype == "float64" else "float32"
+    weight, bias = case.parameters(parameters)
+    if activation == "relu6":
+        weight *= 4  # for some to be above 6
     x, dy = case.batch(dtype) if x is None else x, case.gradient(dtype)
     step = x.astype(np.float64).std() / 8
     options |= options_of(case, dtype, activation, adds)
     while True:
         expected = Expected(
-            case, x, dy, *case.parameters(parameters),
+            case, x, dy, weight, bias,
             frozen=frozen_statistics(case) if frozen else None, **options,
         )  # fmt: skip
         near = np.abs(expected.z) <= expected.room_y
+        if activation == "relu6":
+            near |= np.abs(expected.z - 6) <= expected.room_y
         if activation in (None, "silu") or not near.any():
             return expected
         x[near] += np.array(step, x.dtype)
@@ -704,10 +709,12 @@ def test_values_far_out(level, any_dtype, width):
     with np.errstate(invalid="ignore"):
         expected = {
             "relu": [0, 0, 1, 0, largest, 0, inf, 0, nan],
+            "relu6": [0, 0, 1, 0, 6, 0, 6, 0, nan],
             "leaky_relu": [0, 0, 1, -0.25, largest, -largest / 4, inf, -inf, nan],
         }
         slopes = {
             "relu": [0, 0, 1, 0, 1, 0, 1, 0],
+            "relu6": [0, 0, 1, 0, 0, 0, 0, 0],
             "leaky_relu": [0.25, 0.25, 1, 0.25, 1, 0.25, 1, 0.25],
         }
     for activation, exact in expected.items():
@@ -745,7 +752,10 @@ def test_a_bad_residual_stays_where_it_is(any_dtype, case, activation, bad):
     at = (2, 3, 4)
     residual[at] = bad
     y, *gradients = everything(case, x, dy, activation=activation, residual=residual)
-    expected = {None: bad, "leaky_relu": bad, "relu": max(bad, 0), "silu": max(bad, 0)}[activation]
+    expected = {
+        None: bad, "leaky_relu": bad, "relu": max(bad, 0), "relu6": min(max(bad, 0), 6),
+        "silu": max(bad, 0),
+    }[activation]  # fmt: skip
     if np.isnan(bad):
         expected = np.nan
     np.testing.assert_array_equal(float(y[at]), expected)
@@ -758,7 +768,9 @@ def test_a_bad_residual_stays_where_it_is(any_dtype, case, activation, bad):
         same_bytes(gradients, clean[1:])
     elif activation != "silu":
         # NaN is not at most 0.
-        slope = 1 if np.isnan(bad) or bad > 0 else 0 if activation == "relu" else 0.01
+        slope = 1 if np.isnan(bad) or bad > 0 else 0.01 if activation == "leaky_relu" else 0
+        if activation == "relu6" and bad > 6:
+            slope = 0
         near = slope * float(dy[at])
         np.testing.assert_allclose(float(dresidual[at]), near, rtol=1e-2)
 

@@ -52,7 +52,7 @@ def tensors_of(case, dtype):
     return x, case.gradient(dtype), case.batch(dtype, 6)
 
 
-ACTIVATIONS = [None, "relu", "leaky_relu", "silu"]
+ACTIVATIONS = [None, "relu", "relu6", "leaky_relu", "silu"]
 CASES = [
     Case("batch", (17, 31)),
     Case("batch", (65, 130)),

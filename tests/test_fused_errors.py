@@ -18,7 +18,7 @@ CASES = [
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
-KNOWN = "expected None, 'relu', 'leaky_relu' or 'silu', got"
+KNOWN = "expected None, 'relu', 'relu6', 'leaky_relu' or 'silu', got"
 WRONG = [
     ({"activation": "gelu"}, ValueError, f"activation: {KNOWN} 'gelu'"),
     ({"activation": "ReLU"}, ValueError, f"activation: {KNOWN} 'ReLU'"),

@@ -29,7 +29,7 @@ LAYERS = [
     (lambda **o: fastbn.InstanceNorm(6, affine=True, **o), Case("instance", SHAPE)),
 ]
 each = pytest.mark.parametrize(("make", "case"), LAYERS, ids=[str(case) for _, case in LAYERS])
-activations = pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu"])
+activations = pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "silu"])
 
 
 def made(make, case, **options):

@@ -59,7 +59,7 @@ def test_backward_is_the_derivative_of_forward(op, shape, what, layout, paramete
             assert gradient[index] == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "silu"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("op", "shape", "what", "layout", "parameters"), CASES)
 def test_backward_through_an_activation_and_a_residual(
@@ -102,6 +102,9 @@ def test_activations_at_their_kink_and_far_out():
         np.testing.assert_array_equal(oracle.activated(z, name, 0.25), y)
         slopes = [steep, steep] + [1, steep] * 3
         np.testing.assert_array_equal(oracle.slope(z, name, 0.25), slopes)
+    np.testing.assert_array_equal(oracle.activated(z, "relu6"), [0, 0, 2, 0, 6, 0, 6, 0])
+    around = np.array([-1, 0, 3, 6, 7.0])
+    np.testing.assert_array_equal(oracle.slope(around, "relu6"), [0, 0, 1, 0, 0])
     half = 1 / (1 + np.e**2)
     y = [0, 0, 2 - 2 * half, -2 * half, 1e3, 0, 1e300, 0]
     np.testing.assert_allclose(oracle.activated(z, "silu"), y, rtol=1e-15)

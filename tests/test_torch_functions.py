@@ -32,6 +32,7 @@ CALLS = {
 ACTIVATIONS = {
     None: lambda y: y,
     "relu": theirs.relu,
+    "relu6": theirs.relu6,
     "leaky_relu": lambda y: theirs.leaky_relu(y, 0.2),
     "silu": theirs.silu,
 }

@@ -132,11 +132,11 @@ class Block(nn.Module):
 
 
 class Residual(nn.Module):
-    def __init__(self, end):
+    def __init__(self, end, relu=nn.ReLU):
         super().__init__()
         self.convolution = nn.Conv2d(4, 4, 3, padding=1)
         self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = relu(inplace=True)
         self.end = end
 
     def forward(self, x):
@@ -260,6 +260,23 @@ def test_fuse(end, training):
         torch.testing.assert_close(copied(x), other(x))
     # The same modules, without the graph.
     torch.testing.assert_close(model(x), other(x))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_fuse_relu6(inplace):
+    torch.manual_seed(0)
+    model = Residual(lambda y, x: functional.relu6(y + x, inplace), nn.ReLU6)
+    nn.init.constant_(model.first.weight, 5.0)
+    nn.init.constant_(model.second.weight, 5.0)
+    other = copy.deepcopy(model)
+    x = torch.randn(3, 4, 6, 6)
+    assert copy.deepcopy(model)(x).max() == 6
+    fused = fastbn.torch.convert(model, fuse=True)
+    assert [kwargs["activation"] for kwargs in fused_calls(fused)] == ["relu6", "relu6"]
+    torch.testing.assert_close(trained(fused, x), trained(other, x))
+    fused.eval()
+    other.eval()
+    torch.testing.assert_close(fastbn.torch.restore(fused)(x), other(x))
 
 
 def test_a_fused_model_can_be_pickled():

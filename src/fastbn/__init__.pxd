@@ -34,6 +34,7 @@ cdef extern from "fastbn.h" nogil:
         FASTBN_RELU
         FASTBN_LEAKY_RELU
         FASTBN_SILU
+        FASTBN_RELU6
 
     enum fastbn_error:
         FASTBN_OK

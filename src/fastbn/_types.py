@@ -18,6 +18,6 @@ Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float16]] | Kept
 #: A `normalized_shape`.
 Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 #: What follows a normalisation.
-Activation: TypeAlias = Literal["relu"] | Literal["leaky_relu"] | Literal["silu"]
+Activation: TypeAlias = Literal["relu"] | Literal["relu6"] | Literal["leaky_relu"] | Literal["silu"]
 #: Of x, of the parameters, and, if there is one, of the residual.
 Gradients: TypeAlias = tuple[np.ndarray[Any, np.dtype[Floating]], *tuple[Vector, ...]]

@@ -35,7 +35,8 @@ import numpy as np
 from fastbn._threads cimport team_was, threads_for
 from fastbn.kernels cimport drivers
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, IDENTITY, LEAKY_RELU, NO_MEMORY, RELU, SILU, STOPPED, WRAP, Job, Leaves, Operand)
+    COEFFICIENTS, IDENTITY, LEAKY_RELU, NO_MEMORY, RELU, RELU6, SILU, STOPPED, WRAP, Job, Leaves,
+    Operand)
 
 cnp.import_array()
 
@@ -61,7 +62,8 @@ cdef enum:
     FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER
 
 cdef const Leaves* leaves_of[OTHER]
-cdef dict ACTIVATIONS = {"relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU}
+cdef dict ACTIVATIONS = {
+    "relu": RELU, "relu6": RELU6, "leaky_relu": LEAKY_RELU, "silu": SILU}
 cdef int bfloat16_number = -1       # ml_dtypes gets it from NumPy, once it is imported
 
 

@@ -57,7 +57,7 @@ def batch_norm(
         A letter for each axis of `x`, with one ``C`` for the channels, such as
         ``"NHWC"``; or ``"N...C"``: channels last at any rank. Without it,
         channels are axis 1.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass. NaN stays NaN.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.

@@ -48,7 +48,7 @@ def group_norm(
         A letter for each axis of `x`, with one ``N`` and one ``C``, such as
         ``"NHWC"``; or ``"N...C"``: channels last at any rank. Without it,
         instances are axis 0 and channels axis 1.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass. NaN stays NaN.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.
@@ -284,7 +284,7 @@ def instance_norm(
         Added to the variance, inside the root. With `use_input_stats` more than 0.
     layout : str, optional
         As for `group_norm`.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass. NaN stays NaN.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.

@@ -43,7 +43,7 @@ def layer_norm(
         whichever that is; half precision is widened.
     eps : float, default 1e-5
         Added to the variance, inside the root; more than 0.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass. NaN stays NaN.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.
@@ -283,7 +283,7 @@ def rms_norm(
     eps : float, optional
         Added to the mean square, inside the root. Without it, the machine
         epsilon of what is computed with: float64 for float64 `x`, else float32.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass. NaN stays NaN.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.

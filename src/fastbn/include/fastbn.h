@@ -51,7 +51,8 @@ enum fastbn_activation {            /* y = activation(normalised + residual) */
     FASTBN_IDENTITY = 0,
     FASTBN_RELU = 1,
     FASTBN_LEAKY_RELU = 2,
-    FASTBN_SILU = 3
+    FASTBN_SILU = 3,
+    FASTBN_RELU6 = 4
 };
 
 enum fastbn_error {

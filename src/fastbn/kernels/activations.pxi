@@ -2,17 +2,19 @@
 # What follows the normalisation of an element, z, in the same pass:
 #
 #   relu          z if z > 0 else 0
+#   relu6         the same, at most 6
 #   leaky_relu    z if z > 0 else z * slope
 #   silu          z / (1 + exp(-z))
 #
-# and how a gradient passes it. The first two are one, `bent`: NaN stays NaN, and the
-# part below 0 is a product that relu then drops, since 0 * Inf would be NaN. The
-# exponential is a polynomial: that of libm depends on the CPU.
+# and how a gradient passes it. The first three are one, `bent`, but for the 6: NaN stays
+# NaN, and the part below 0 is a product that relu then drops, since 0 * Inf would be NaN.
+# The exponential is a polynomial: that of libm depends on the CPU.
 #
 # May: arithmetic in registers. May not: load or store.
 
 cdef struct Activation:
     bint silu
+    bint capped             # relu6
     bint inverted           # x is what the activation made of z
     bint adds               # a residual
     bint frozen             # backward: statistics do not depend on x
@@ -23,9 +25,10 @@ cdef struct Activation:
 
 cdef inline Activation activation_of(const Job* job) noexcept nogil:
     cdef Activation a
-    cdef bint relu = job.activation == RELU
+    cdef bint relu = job.activation == RELU or job.activation == RELU6
     cdef bint leaky = job.activation == LEAKY_RELU
     a.silu = job.activation == SILU
+    a.capped = job.activation == RELU6
     a.inverted = job.inverted
     a.adds = job.residual.data != NULL
     a.frozen = not job.training
@@ -76,14 +79,20 @@ cdef inline lanes silu_slope(lanes z) noexcept nogil:
 
 
 cdef inline lanes activated(const Activation* a, lanes z) noexcept nogil:
-    return silu(z) if a.silu else bent(a, z, z)
+    if a.silu:
+        return silu(z)
+    return bent(a, z, smaller(splat(6), z) if a.capped else z)
+
+
+cdef inline lanes passed_bent(const Activation* a, lanes z, lanes dy) noexcept nogil:
+    return bent(a, z, if_at_most(splat(6), z, splat(0), dy) if a.capped else dy)
 
 
 cdef inline lanes passed(const Activation* a, lanes z, lanes dy) noexcept nogil:
     # The gradient of z, from that of what the activation makes of z.
-    return dy * silu_slope(z) if a.silu else bent(a, z, dy)
+    return dy * silu_slope(z) if a.silu else passed_bent(a, z, dy)
 
 
 cdef inline lanes passed_again(const Activation* a, lanes z, lanes dy) noexcept nogil:
     # The same, where silu's is seldom needed, so that its code need not be in every loop.
-    return dy * apart(silu_slope, z) if a.silu else bent(a, z, dy)
+    return dy * apart(silu_slope, z) if a.silu else passed_bent(a, z, dy)

@@ -82,7 +82,7 @@ cdef int check_kind(const fastbn_call* call) noexcept nogil:
     if call.norm != FASTBN_BATCH_NORM and call.operation not in (
             FASTBN_FORWARD, FASTBN_BACKWARD):
         return FASTBN_BAD_OPERATION
-    if not is_among(call.activation, FASTBN_IDENTITY, FASTBN_SILU):
+    if not is_among(call.activation, FASTBN_IDENTITY, FASTBN_RELU6):
         return FASTBN_BAD_OPERATION
     if not is_among(call.dtype, FASTBN_FLOAT32, FASTBN_BFLOAT16):
         return FASTBN_BAD_DTYPE

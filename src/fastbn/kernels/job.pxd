@@ -44,7 +44,7 @@ ctypedef struct Plan:
     Py_ssize_t segments
 
 cdef enum:      # what follows the normalisation of an element
-    IDENTITY, RELU, LEAKY_RELU, SILU
+    IDENTITY, RELU, LEAKY_RELU, SILU, RELU6
 
 cdef enum:      # what a driver returns, beside 0
     NO_MEMORY = -1

@@ -30,8 +30,8 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, GAIN, LEAKY_RELU, OFFSET, PIVOT, PIXELS, RELU, RUN_COLUMNS, SCALE, SHIFT,
-    SILU, SLOPE, WRAP, Job, Leaves, Operand)
+    COEFFICIENTS, COLUMNS, GAIN, LEAKY_RELU, OFFSET, PIVOT, PIXELS, RELU, RELU6, RUN_COLUMNS, SCALE,
+    SHIFT, SILU, SLOPE, WRAP, Job, Leaves, Operand)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state

@@ -8,6 +8,7 @@
 cdef enum:
     LONG_ENOUGH = 32    # shorter runs are not written one by one
     SMALL = 2 << 20     # bytes: rows of larger tensors are written one by one
+    MANY = 2048         # channels: the coefficients of more crowd the cache
 
 cdef struct Sheet:
     # The same rows and columns of each tensor.
@@ -256,8 +257,8 @@ cdef inline bint one_run_of_rows(const Job* job, const Activation* a, Py_ssize_t
             and (not reads_residual(a, how) or gapless_runs(job, &job.residual)))
 
 
-cdef inline void stream_rows(const Job* job, const Activation* a, Py_ssize_t b0, Py_ssize_t b1,
-                             int how) noexcept nogil:
+cdef inline void write_whole_rows(const Job* job, const Activation* a, Py_ssize_t b0,
+                                  Py_ssize_t b1, int how) noexcept nogil:
     # As one run, for which the coefficients of the job are the palette.
     cdef Block first = block_at(job, b0), last = block_at(job, b1 - 1)
     cdef Palette palette = Palette(
@@ -278,8 +279,9 @@ cdef inline void write_tiles_as(const Job* job, const Activation* a, Py_ssize_t 
                               and (how & STREAMING or crowded(operand_of_out(job, how)))):
         write_runs(job, a, channel, channels, b0, b1, how)
         return
-    if how & STREAMING and one_run_of_rows(job, a, t0, t1, how):
-        stream_rows(job, a, b0, b1, how)
+    if ((how & STREAMING or job.view.channels <= MANY)
+            and one_run_of_rows(job, a, t0, t1, how)):
+        write_whole_rows(job, a, b0, b1, how)
         return
     for tile in range(t0, t1):
         write_tile(job, a, tile, b0, b1, how)

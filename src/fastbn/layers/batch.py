@@ -38,7 +38,7 @@ class BatchNorm(TrackingLayer):
         statistics of the batch.
     layout : str, optional
         As for `batch_norm`.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.

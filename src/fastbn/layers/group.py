@@ -41,7 +41,7 @@ class GroupNorm(Layer):
         Keep `weight` and `bias`; otherwise both are ``None``.
     layout : str, optional
         As for `group_norm`.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.
@@ -224,7 +224,7 @@ class InstanceNorm(TrackingLayer):
         otherwise evaluation, too, normalises with the statistics of the input.
     layout : str, optional
         As for `group_norm`.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.

@@ -39,7 +39,7 @@ class LayerNorm(Layer):
         Keep `weight` and, with `bias`, also `bias`; otherwise both are ``None``.
     bias : bool, default True
         See `elementwise_affine`.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.
@@ -205,7 +205,7 @@ class RMSNorm(Layer):
         Added to the mean square, inside the root. Without it, as for `rms_norm`.
     elementwise_affine : bool, default True
         Keep `weight`; otherwise it is ``None``.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         What `y` goes through, in the same pass.
     negative_slope : float, default 0.01
         Of the leaky ReLU, below 0.

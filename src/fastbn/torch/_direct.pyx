@@ -32,8 +32,8 @@ cdef dict NORMS = {
     "batch": FASTBN_BATCH_NORM, "layer": FASTBN_LAYER_NORM, "rms": FASTBN_RMS_NORM,
     "group": FASTBN_GROUP_NORM, "instance": FASTBN_INSTANCE_NORM}
 cdef dict ACTIVATIONS = {
-    None: FASTBN_IDENTITY, "relu": FASTBN_RELU, "leaky_relu": FASTBN_LEAKY_RELU,
-    "silu": FASTBN_SILU}
+    None: FASTBN_IDENTITY, "relu": FASTBN_RELU, "relu6": FASTBN_RELU6,
+    "leaky_relu": FASTBN_LEAKY_RELU, "silu": FASTBN_SILU}
 
 
 class RefusedError(Exception):

@@ -99,10 +99,13 @@ def _ended(call: Call, t: Tensors, y: Tensor) -> Tensor:
         return y
     if call.activation == "relu":
         return functional.relu(y)
+    if call.activation == "relu6":
+        return functional.relu6(y)
     if call.activation == "leaky_relu":
         return functional.leaky_relu(y, call.negative_slope)
     if call.activation == "silu":
         return functional.silu(y)
     raise ValueError(
-        f"activation: expected None, 'relu', 'leaky_relu' or 'silu', got {call.activation!r}"
+        "activation: expected None, 'relu', 'relu6', 'leaky_relu' or 'silu', "
+        f"got {call.activation!r}"
     )

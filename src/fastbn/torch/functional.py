@@ -49,7 +49,7 @@ def batch_norm(
         The share of the new value in the running statistics.
     eps : float, default 1e-5
         Added to the variance, inside the root.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         Applied to the result in the same pass.
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
@@ -111,7 +111,7 @@ def layer_norm(
         The affine part; 1 and 0 if not given.
     eps : float, default 1e-5
         Added to the variance, inside the root.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         Applied to the result in the same pass.
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
@@ -169,7 +169,7 @@ def rms_norm(
     eps : float, optional
         Added to the mean square, inside the root; the smallest step of the dtype of
         `input` if not given.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         Applied to the result in the same pass.
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
@@ -224,7 +224,7 @@ def group_norm(
         The affine part; 1 and 0 if not given.
     eps : float, default 1e-5
         Added to the variance, inside the root.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         Applied to the result in the same pass.
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
@@ -290,7 +290,7 @@ def instance_norm(
         The share of the new value in the running statistics.
     eps : float, default 1e-5
         Added to the variance, inside the root.
-    activation : {"relu", "leaky_relu", "silu"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         Applied to the result in the same pass.
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batch norm, addition and ReLU as one call, where a graph shows that they are neighbours.
+"""Batch norm, addition and ReLU or ReLU6 as one call, where a graph shows that they are neighbours.
 
 The graph is a new module over the same submodules: batch norm is told at each call what
 to do beside, and so needs no state for it. The original works as before.
@@ -21,8 +21,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 BATCH_NORMS = modules.BatchNorm1d, modules.BatchNorm2d, modules.BatchNorm3d
 ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-RELUS: tuple[Any, ...] = (functional.relu, functional.relu_, torch.relu, torch.relu_, "relu",
-                          "relu_")  # fmt: skip
+#: By the name of the activation: functions and methods, and the module.
+RELUS: dict[str, tuple[tuple[Any, ...], type[nn.Module]]] = {
+    "relu": (
+        (functional.relu, functional.relu_, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU
+    ),
+    "relu6": ((functional.relu6,), nn.ReLU6),
+}  # fmt: skip
 IN_PLACE = {getattr(operator, name) for name in dir(operator)
             if name.startswith("i") and hasattr(operator, f"__{name}__")}  # fmt: skip
 
@@ -60,12 +65,13 @@ def separated(model: nn.Module) -> None:
 
 def _separate(norm: fx.Node) -> None:
     users, residual, last = list(norm.users), norm.kwargs.get("residual"), norm
+    activation = getattr(functional, str(norm.kwargs["activation"]))
     norm.kwargs = {}
     if residual is not None:
         with norm.graph.inserting_after(last):
             last = norm.graph.call_function(operator.add, (norm, residual))
     with norm.graph.inserting_after(last):
-        last = norm.graph.call_function(functional.relu, (last,))
+        last = norm.graph.call_function(activation, (last,))
     for user in users:
         user.replace_input_with(norm, last)
 
@@ -87,15 +93,18 @@ def _fuse(made: fx.GraphModule) -> None:
     for norm in list(made.graph.nodes):
         if _is_batch_norm(made, norm):
             user = _only_user(norm)
-            if _is_relu(made, user):
-                _replace(norm, user)
-            elif _is_addition(made, norm, user) and _is_relu(made, _only_user(user)):
-                _replace(norm, _only_user(user), user)
+            after = _only_user(user)
+            if _relu(made, user):
+                _replace(norm, _relu(made, user), user)
+            elif _is_addition(made, norm, user) and _relu(made, after):
+                _replace(norm, _relu(made, after), after, user)
     made.recompile()
 
 
-def _replace(norm: fx.Node, relu: fx.Node, addition: fx.Node | None = None) -> None:
-    told: dict[str, Any] = {"activation": "relu"}
+def _replace(
+    norm: fx.Node, activation: str, relu: fx.Node, addition: fx.Node | None = None
+) -> None:
+    told: dict[str, Any] = {"activation": activation}
     with norm.graph.inserting_before(addition or relu):
         if addition is not None:
             told["residual"] = next(a for a in addition.args if a is not norm)
@@ -117,10 +126,12 @@ def _is_batch_norm(made: fx.GraphModule, node: fx.Node) -> bool:
     return not called_again and _has_type(made, node, BATCH_NORMS)
 
 
-def _is_relu(made: fx.GraphModule, node: fx.Node | None) -> bool:
-    if node is None:
-        return False
-    return _calls(node, RELUS) or _has_type(made, node, (nn.ReLU,))
+def _relu(made: fx.GraphModule, node: fx.Node | None) -> str:
+    """Return which one the node is, or nothing."""
+    for name, (targets, module) in RELUS.items():
+        if node is not None and (_calls(node, targets) or _has_type(made, node, (module,))):
+            return name
+    return ""
 
 
 def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:

@@ -148,7 +148,7 @@ cdef int checked_activation(activation) except -1:
         return ACTIVATIONS[activation]
     got = repr(activation) if isinstance(activation, str) else described(activation)
     raise (ValueError if isinstance(activation, str) else TypeError)(
-        f"activation: expected None, 'relu', 'leaky_relu' or 'silu', got {got}")
+        f"activation: expected None, 'relu', 'relu6', 'leaky_relu' or 'silu', got {got}")
 
 
 cdef double checked_slope(value) except? -1.0:
