@@ -220,11 +220,15 @@ def test_calls_are_serial_after_a_wasted_team():
         assert teams(300) == [1] * 256 + [4] * 44
 
         _threads.always_parallel(False)
-        _threads.team_was(3600.0, 1 << 21)  # the others came an hour late
-        assert teams(3) == [1, 4, 4]
-        _threads.team_was(3600.0, 1 << 21)
-        assert teams(300) == [1] * 300
+        for _ in range(12):
+            _threads.team_was(3600.0, 1 << 21)
+        assert teams(300) == [1] * 300  # the calls, and then seconds
         assert teams(3, 1 << 30) == [4, 4, 4]
+        _threads.always_parallel(False)
+        for _ in range(2):
+            _threads.team_was(3600.0, 1 << 21)  # 50 ms of it count
+        time.sleep(0.1)
+        assert teams(4) == [1, 1, 4, 4]
     finally:
         _threads.always_parallel(False)
 

@@ -48,6 +48,7 @@ cdef int from_environment = 0   # FASTBN_NUM_THREADS; 0: not set
 
 # The quota may change while the process runs; to look it up takes 0.2 ms.
 cdef double BETWEEN_LOOKS = 1.0     # seconds
+cdef double LONGEST_LOSS = 0.05     # seconds; more, and the whole process was stopped
 cdef int quota = LARGEST_TEAM
 cdef double quota_looked_up = float("-inf")
 
@@ -98,13 +99,13 @@ cpdef int threads_for(Py_ssize_t size) except -1:
 
 
 cpdef void team_was(double loss, Py_ssize_t size) noexcept:
-    """Take note of the seconds that were lost with the team of a call: 0, if not one."""
+    """Take note of the seconds that were lost with the team of a call: at most 0, if none."""
     global resting, next_rest, rest_until, rest_below
     if parallel_from < 0:
         return
     if loss > 0.0:
         # Once, and the threads were asleep; again, and others have the processors.
-        rest_until = openmp_clock() + (next_rest - 1) * loss
+        rest_until = openmp_clock() + (next_rest - 1) * min(loss, LONGEST_LOSS)
         resting, next_rest = next_rest, min(2 * next_rest, LONGEST_REST)
         rest_below = 2 * size
     elif size < rest_below:

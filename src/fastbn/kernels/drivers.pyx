@@ -171,7 +171,7 @@ include "api.pxi"
 
 cdef int run_call(const fastbn_call* call, int threads, int (*stopped)() noexcept nogil,
                   double* loss) noexcept nogil:
-    # In memory of its own. `loss` is that of `await_others`.
+    # In memory of its own. `loss` is `Job.team_loss`.
     cdef Request r
     cdef State* state
     cdef void* memory

@@ -41,6 +41,7 @@ cdef struct Team:
     int threads
     uint64_t arrived
     uint64_t done
+    uint64_t size           # threads that there are, perhaps fewer than asked for
     double gain             # seconds that one thread would have taken, as far as can be known
 
 
@@ -78,6 +79,7 @@ cdef void take_part(void* context, int me) noexcept nogil:
     atomic_increase(&team.done)
     if me > 0:
         return
+    team.size = team_size()
     worked = team_clock() - began
     helpers = atomic_read(&team.arrived) - 1
     await_others(team)
@@ -89,9 +91,8 @@ cdef void take_part(void* context, int me) noexcept nogil:
 cdef void await_others(Team* team) noexcept nogil:
     # OpenMP's barrier would spin for milliseconds, perhaps on the very processor
     # that a late thread waits for.
-    cdef uint64_t size = team_size()
     cdef int waits = 0
-    while atomic_read(&team.done) < size:
+    while atomic_read(&team.done) < team.size:
         if waits < RELAXED:
             relax()
         elif waits < GIVING_WAY:
@@ -109,13 +110,13 @@ cdef double share_out(const Phase* phase, const Job* job, Py_ssize_t start,
     # OpenMP, too, can let a call wait, before it begins, for a thread that is late.
     cdef int k, threads = job.threads
     cdef double began = team_clock()
-    cdef Team team = Team(phase, start, <Share*>job.team, threads, 0, 0, 0.0)
+    cdef Team team = Team(phase, start, <Share*>job.team, threads, 0, 0, 1, 0.0)
     cdef Py_ssize_t pieces = stop - start
     for k in range(threads):
         team.shares[k].left = range_of(ceil_div(pieces * k, threads),
                                        ceil_div(pieces * (k + 1), threads))
     in_parallel(threads, take_part, &team)
-    return team_clock() - began - team.gain
+    return team_clock() - began - team.gain if team.size > 1 else 0.0
 
 
 cdef bint asked_to_stop(const Job* job, double* asked) noexcept nogil:

@@ -192,7 +192,7 @@ cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
     threads = threads_for(size)
     with nogil:
         code = drivers.run_call(c, threads, signalled, &loss)
-    if threads > 1:
+    if threads > 1 and code == FASTBN_OK:
         team_was(loss, size)
     return -1 if code == STOPPED else code
 

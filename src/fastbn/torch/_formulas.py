@@ -19,6 +19,11 @@ from fastbn.torch._call import Call, Tensors, statistics_shape
 
 def normalise(call: Call, t: Tensors) -> Tensor:
     """Return `y`."""
+    if call.activation not in (None, "relu", "relu6", "leaky_relu", "silu"):
+        raise ValueError(  # before running statistics change
+            "activation: expected None, 'relu', 'relu6', 'leaky_relu' or 'silu', "
+            f"got {call.activation!r}"
+        )
     return _ended(call, t, _normalised(call, t))
 
 
@@ -103,9 +108,4 @@ def _ended(call: Call, t: Tensors, y: Tensor) -> Tensor:
         return functional.relu6(y)
     if call.activation == "leaky_relu":
         return functional.leaky_relu(y, call.negative_slope)
-    if call.activation == "silu":
-        return functional.silu(y)
-    raise ValueError(
-        "activation: expected None, 'relu', 'relu6', 'leaky_relu' or 'silu', "
-        f"got {call.activation!r}"
-    )
+    return functional.silu(y)

@@ -35,7 +35,7 @@ def convert(model: Model, *, fuse: bool = False) -> Model:
     model : Module
         Changed in place; itself, too, where it is such a module.
     fuse : bool, default False
-        Let a batch norm do the ReLU after it, or the addition and the ReLU, where
+        Let a batch norm do the ReLU or ReLU6 after it, or the addition and one of them, where
         ``torch.fx`` can see that nothing else needs what is between. The result is
         then another module, a ``torch.fx.GraphModule`` with the same submodules and
         parameters. A model that cannot be traced, or whose graph depends on the mode

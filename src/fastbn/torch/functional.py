@@ -167,8 +167,8 @@ def rms_norm(
     weight : Tensor of shape `normalized_shape`, optional
         The factor of each feature; 1 if not given.
     eps : float, optional
-        Added to the mean square, inside the root; the smallest step of the dtype of
-        `input` if not given.
+        Added to the mean square, inside the root; if not given, the smallest step of the
+        dtype of `input`, of half types that of float32.
     activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
         Applied to the result in the same pass.
     negative_slope : float, default 0.01
