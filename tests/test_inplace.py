@@ -254,6 +254,16 @@ def test_a_weight_that_cannot_be_undone_is_named(bad, kept):
     assert (out == 3).all()
 
 
+@pytest.mark.parametrize("name", ["invstd", "weight", "bias"])
+def test_an_output_over_a_parameter(name):
+    memory = np.ones(X.size, np.float32)
+    given = {"invstd": ONES, "weight": ONES, "bias": ONES} | {name: memory[: ONES.size]}
+    dy, y, out = X.copy(), X.copy(), memory.reshape(X.shape)
+    with pytest.raises(ValueError, match=f"^out: expected memory of its own, .* overlaps {name}$"):
+        fastbn.batch_norm_backward_inplace(dy, y, out=out, **given)
+    assert (memory == 1).all()
+
+
 # ---- the layer ----------------------------------------------------------------------
 
 

@@ -128,6 +128,9 @@ def batch_norm_backward_inplace(
     _view.check_parameter(invstd, "invstd", (channels,))
     check_activation(activation, negative_slope)
     check_weight(weight, channels)
+    # The kernel gets copies of these.
+    for name, vector in (("invstd", invstd), ("weight", weight), ("bias", bias)):
+        _view.check_apart(out, vector, name)
     dtype = np.dtype(np.float64 if y.dtype == np.float64 else np.float32)
     signed, shift = np.ones(channels), np.zeros(channels)
     if weight is not None:

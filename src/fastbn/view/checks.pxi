@@ -289,6 +289,12 @@ def check_slope(negative_slope):
     return checked_slope(negative_slope)
 
 
+def check_apart(out, other, other_name):
+    """Raise if `out`, an array that will be written, overlaps another; not for what is none."""
+    if isinstance(out, cnp.ndarray) and isinstance(other, cnp.ndarray):
+        checked_apart(out, "out", other, other_name)
+
+
 def check_flag(value, name):
     """Return `value` as a bool, or raise."""
     return bool(checked_flag(value, name))
