@@ -203,6 +203,19 @@ def test_an_unknown_activation(call):
 
 
 @pytest.mark.parametrize(
+    ("error", "options"),
+    [(ValueError, {"activation": "tanh"}), (RuntimeError, {"residual": torch.ones(7)})],
+)
+def test_errors_leave_running_statistics_alone(error, options):
+    x, running = torch.randn(4, 6, 5, 6), (torch.zeros(6), torch.ones(6))
+    for norm in "batch_norm", "instance_norm":
+        with pytest.raises(error):
+            getattr(fastbn.torch, norm)(x, *running, None, None, True, **options)
+        assert not running[0].any()
+        assert running[1].eq(1).all()
+
+
+@pytest.mark.parametrize(
     ("name", "arguments"),
     [
         ("batch_norm", {"eps": None}),

@@ -84,8 +84,8 @@ cdef void take_part(void* context, int me) noexcept nogil:
     helpers = atomic_read(&team.arrived) - 1
     await_others(team)
     # While this thread worked, each helper can have done no more than it. If it came too
-    # late to work, all was done meanwhile.
-    team.gain = (1 + helpers) * worked if pieces > 0 else 2 * (team_clock() - began)
+    # late to work, they worked while it waited.
+    team.gain = (1 + helpers) * worked if pieces > 0 else team.size * (team_clock() - began)
 
 
 cdef void await_others(Team* team) noexcept nogil:

@@ -16,14 +16,22 @@ from torch.nn import functional
 
 from fastbn.torch._call import Call, Tensors, statistics_shape
 
+ACTIVATIONS = {
+    "relu": functional.relu, "relu6": functional.relu6, "leaky_relu": functional.leaky_relu,
+    "silu": functional.silu,
+}  # fmt: skip
+
 
 def normalise(call: Call, t: Tensors) -> Tensor:
     """Return `y`."""
-    if call.activation not in (None, "relu", "relu6", "leaky_relu", "silu"):
-        raise ValueError(  # before running statistics change
+    # Errors of what follows come before running statistics change.
+    if call.activation is not None and call.activation not in ACTIVATIONS:
+        raise ValueError(
             "activation: expected None, 'relu', 'relu6', 'leaky_relu' or 'silu', "
             f"got {call.activation!r}"
         )
+    if isinstance(t.residual, Tensor):
+        torch.broadcast_shapes(t.x.shape, t.residual.shape)
     return _ended(call, t, _normalised(call, t))
 
 
@@ -102,10 +110,5 @@ def _ended(call: Call, t: Tensors, y: Tensor) -> Tensor:
         y = y + t.residual
     if call.activation is None:
         return y
-    if call.activation == "relu":
-        return functional.relu(y)
-    if call.activation == "relu6":
-        return functional.relu6(y)
-    if call.activation == "leaky_relu":
-        return functional.leaky_relu(y, call.negative_slope)
-    return functional.silu(y)
+    options = (call.negative_slope,) if call.activation == "leaky_relu" else ()
+    return ACTIVATIONS[call.activation](y, *options)

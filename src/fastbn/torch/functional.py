@@ -327,7 +327,8 @@ def instance_norm(
         norm = "batch"
         kind = torch.float64 if input.dtype is torch.float64 else torch.float32
         running_mean, running_var = (
-            v.to(kind) if isinstance(v, Tensor) else v for v in (running_mean, running_var)
+            v.to(kind) if isinstance(v, Tensor) and v.dtype is not kind else v
+            for v in (running_mean, running_var)
         )
     call = norm, (), use_input_stats, momentum, eps, activation, negative_slope
     return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
