@@ -110,6 +110,7 @@ def test_guards_around_vectors(level, dtype, parameters):
         ((16, 34, 130, 131), None),
         ((45, 500, 14, 15), None),
         ((170, 1024, 7, 7), None),
+        ((700, 501, 5, 5), None),
         ((130, 500, 130), None),
         ((110, 40, 40, 48), "NHWC"),
         ((300, 57, 59, 9), "NHWC"),

@@ -180,6 +180,8 @@ def test_guards_around_vectors(level, case, offset):
     [
         (Case("batch", (1, 32, 130, 131)), "float32"),
         (Case("batch", (40, 300, 7, 7)), "float16"),
+        (Case("batch", (40, 301, 5, 5)), "float64"),
+        (Case("batch", (60, 300, 4, 4)), "float32"),
         (Case("batch", (1, 40, 41, 64), layout="NHWC"), "float32"),
         (Case("batch", (3001, 5)), "float32"),
         (Case("layer", (100, 600), 600), "float32"),

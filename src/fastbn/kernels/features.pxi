@@ -37,10 +37,10 @@ cdef inline lanes with_feature(const Pen* pen, const Activation* a, const Lot* s
     return finished(a, z, some, how)
 
 
-cdef inline void write_channel(const Place* p, Py_ssize_t n, const Pen* pen, Features features,
+cdef inline void write_channel(Place* p, Py_ssize_t n, const Pen* pen, Features features,
                                ptrdiff_t ahead, int how) noexcept nogil:
     # n neighbouring elements of one channel.
-    cdef Py_ssize_t i = 0, some = minimum(n, to_alignment(p.out)) if how & STREAMING else 0
+    cdef Py_ssize_t i = 0, some = find_lines(p, n) if how & STREAMING else 0
     cdef Lot these
     cdef lanes y
     while True:
@@ -55,10 +55,7 @@ cdef inline void write_channel(const Place* p, Py_ssize_t n, const Pen* pen, Fea
             these = lot(p, i, how)
             y = with_feature(pen, p.activation, &these, load_real(features.weight + i),
                              load_real(features.bias + i), how)
-            if how & STREAMING:
-                stream(p.out + i, y)
-            else:
-                store(p.out + i, y)
+            put(p, i, y, how)
             i += WIDTH
         some = n - i
         if some == 0:
@@ -84,10 +81,12 @@ cdef inline void write_channels(const Job* job, const Activation* a, Py_ssize_t 
 # ---- backward --------------------------------------------------------------------
 
 cdef inline Row row_of(const Job* job, const Activation* a, Py_ssize_t channel, Py_ssize_t at,
-                       int how) noexcept nogil:
-    # From feature `at` on.
+                       Py_ssize_t n, int how) noexcept nogil:
+    # n features from `at` on.
     cdef Row row
     row.place = place_of(job, a, channel, 0, at, how)
+    if how & STREAMING:
+        find_lines(&row.place, n)
     row.pen = pen_of(job, channel, how)
     row.pen.offset = splat(coefficient(job, OFFSET)[channel])
     row.x_ahead = to_next_tile(job, &job.x)
@@ -113,14 +112,12 @@ cdef inline Pair feature_term(const Row* row, Py_ssize_t j, Py_ssize_t some, lan
     return t
 
 
-cdef inline void write_dx(elem* out, lanes dx, Py_ssize_t some, bint whole,
+cdef inline void write_dx(const Place* p, Py_ssize_t j, lanes dx, Py_ssize_t some, bint whole,
                           int how) noexcept nogil:
-    if not whole:
-        store_part(out, dx, some)
-    elif how & STREAMING:
-        stream(out, dx)
+    if whole:
+        put(p, j, dx, how)
     else:
-        store(out, dx)
+        store_part(p.out + j, dx, some)
 
 
 cdef inline void write_register(const Row* a, const Row* b, Features features, Py_ssize_t j,
@@ -138,8 +135,8 @@ cdef inline void write_register(const Row* a, const Row* b, Features features, P
     t = feature_term(a, j, some, weight, bias, &dx_a, whole, how)
     if b != NULL:
         t = both(t, feature_term(b, j, some, weight, bias, &dx_b, whole, how))
-        write_dx(b.place.out + j, dx_b, some, whole, how)
-    write_dx(a.place.out + j, dx_a, some, whole, how)
+        write_dx(&b.place, j, dx_b, some, whole, how)
+    write_dx(&a.place, j, dx_a, some, whole, how)
     if not first:
         t.s = t.s + load_real(strip.s + j)
         t.q = t.q + load_real(strip.q + j)
@@ -167,14 +164,14 @@ cdef inline void write_strip(const Job* job, const Activation* activation, Py_ss
     cdef Strip strip
     cdef Row a, b
     for c in range(0, channels - 1, 2):
-        a = row_of(job, activation, channel + c, at, how)
-        b = row_of(job, activation, channel + c + 1, at, how)
+        a = row_of(job, activation, channel + c, at, n, how)
+        b = row_of(job, activation, channel + c + 1, at, n, how)
         if c == 0:
             write_pair(&a, &b, features, n, &strip, True, how)
         else:
             write_pair(&a, &b, features, n, &strip, False, how)
     if channels & 1:
-        a = row_of(job, activation, channel + channels - 1, at, how)
+        a = row_of(job, activation, channel + channels - 1, at, n, how)
         write_pair(&a, NULL, features, n, &strip, channels == 1, how)
     for i in range(steps(n, WIDTH)):
         for half in range(HALVES):
@@ -184,17 +181,17 @@ cdef inline void write_strip(const Job* job, const Activation* activation, Py_ss
 
 
 cdef inline bint lie_alike(const Operand* operand) noexcept nogil:
-    # Do all channels begin at the same place of a register?
-    return operand.channel % WIDTH == 0 and operand.outer % WIDTH == 0
+    # Do all channels begin at the same place of a line?
+    return operand.channel % LINE == 0 and operand.outer % LINE == 0
 
 
 cdef inline void write_strips(const Job* job, const Activation* a, Py_ssize_t channel,
                               Py_ssize_t channels, Py_ssize_t at, Py_ssize_t end,
                               int how) noexcept nogil:
-    # Up to ROWS channels. What is streamed begins with the part of a register.
+    # Up to ROWS channels. What is streamed begins with the part of a line.
     cdef Py_ssize_t n = 0
     if how & STREAMING:
-        n = to_alignment(element(job, &job.out, channel, 0, at))
+        n = to_line(element(job, &job.out, channel, 0, at))
     while at < end:
         n = minimum(n if n else STRIP, end - at)
         write_strip(job, a, channel, channels, at, n, how)

@@ -190,24 +190,14 @@ static inline void store_wide(double *p, wides v) { *(wides_in_memory *)p = v; }
 #if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT32)
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 { return (lanes)_mm512_mask_loadu_ps((__m512)fill, (__mmask16)((1u << n) - 1), p); }
-static inline void store_part(elem *p, lanes v, ptrdiff_t n)
-{ _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
 #elif VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 { return (lanes)_mm512_mask_loadu_pd((__m512d)fill, (__mmask8)((1u << n) - 1), p); }
-static inline void store_part(elem *p, lanes v, ptrdiff_t n)
-{ _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v); }
 #elif VECTOR_BYTES == 64
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 {
     __mmask16 mask = (__mmask16)((1u << n) - 1);
     return unpack((stored)_mm256_mask_loadu_epi16((__m256i)pack(fill), mask, p));
-}
-static inline void store_part(elem *p, lanes v, ptrdiff_t n)
-{
-    __m256i some = (__m256i)pack(v);
-    __asm__("" : "+v"(some));   /* a conversion with a mask, to memory, takes 100 cycles */
-    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), some);
 }
 #elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT32)
 static inline __m256i part_mask(ptrdiff_t n)
@@ -217,8 +207,6 @@ static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
     __m256i mask = part_mask(n);
     return (lanes)_mm256_blendv_ps((__m256)fill, _mm256_maskload_ps(p, mask), (__m256)mask);
 }
-static inline void store_part(elem *p, lanes v, ptrdiff_t n)
-{ _mm256_maskstore_ps(p, part_mask(n), (__m256)v); }
 #elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT64)
 static inline __m256i part_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3)); }
@@ -227,8 +215,6 @@ static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
     __m256i mask = part_mask(n);
     return (lanes)_mm256_blendv_pd((__m256d)fill, _mm256_maskload_pd(p, mask), (__m256d)mask);
 }
-static inline void store_part(elem *p, lanes v, ptrdiff_t n)
-{ _mm256_maskstore_pd(p, part_mask(n), (__m256d)v); }
 #else
 static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 {
@@ -239,12 +225,32 @@ static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
     memcpy(&v, p, (size_t)n * sizeof(elem));
     return unpack(v);
 }
+#endif
+
+/* A part without masks: one that memory has to be read for holds up the streaming stores
+ * that follow it. */
+static inline void store_piece(char **to, const char **from, size_t size, size_t piece)
+{
+    if (piece < sizeof(elem) || piece > STORED_BYTES || !(size & piece))
+        return;
+    memcpy(*to, *from, piece);
+    *to += piece;
+    *from += piece;
+}
+
 static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 {
     stored some = pack(v);
-    memcpy(p, &some, (size_t)n * sizeof(elem));
+    const char *from = (const char *)&some;
+    char *to = (char *)p;
+    size_t size = (size_t)n * sizeof(elem);
+    store_piece(&to, &from, size, 64);
+    store_piece(&to, &from, size, 32);
+    store_piece(&to, &from, size, 16);
+    store_piece(&to, &from, size, 8);
+    store_piece(&to, &from, size, 4);
+    store_piece(&to, &from, size, 2);
 }
-#endif
 
 /* The first n <= WIDTH of numbers that are no elements, and zeros. */
 #if STORED_BYTES == VECTOR_BYTES
@@ -289,6 +295,10 @@ static inline void prefetch(const elem *p, ptrdiff_t ahead)
 /* How many elements from p to the next address a streaming store accepts. */
 static inline ptrdiff_t to_alignment(const elem *p)
 { return (ptrdiff_t)((0 - (uintptr_t)p / sizeof(elem)) % WIDTH); }
+
+/* How many to the next line of the cache. */
+static inline ptrdiff_t to_line(const elem *p)
+{ return (ptrdiff_t)((0 - (uintptr_t)p / sizeof(elem)) % LINE); }
 
 /* ---- a + b, exactly so, but by the multiplier where it can add: sums keep the
  * adders busy, and leave it idle ---- */

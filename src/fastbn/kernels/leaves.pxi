@@ -71,6 +71,7 @@ cdef extern from "lanes.h" nogil:
     void stream_end()
     void prefetch(const elem* p, ptrdiff_t ahead)
     ptrdiff_t to_alignment(const elem* p)
+    ptrdiff_t to_line(const elem* p)
     lanes splat(real x)
     lanes plus(lanes a, lanes b)
     lanes held(lanes v)

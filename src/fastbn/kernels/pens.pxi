@@ -42,6 +42,8 @@ cdef struct Place:
     const elem* dy
     const elem* residual
     elem* out
+    const elem* lines           # of `out`: where its whole lines begin and end,
+    const elem* lines_end       # if it is streamed
     const Activation* activation
 
 cdef struct Lot:
@@ -75,6 +77,7 @@ cdef inline Place place_of(const Job* job, const Activation* a, Py_ssize_t chann
     p.activation = a
     p.x = p.dy = p.residual = element(job, &job.x, channel, run, offset)
     p.out = element(job, operand_of_out(job, how), channel, run, offset)
+    p.lines = p.lines_end = p.out
     if reads_dy(how):
         p.dy = element(job, operand_of_dy(job, how), channel, run, offset)
     if reads_residual(a, how):
@@ -83,7 +86,17 @@ cdef inline Place place_of(const Job* job, const Activation* a, Py_ssize_t chann
 
 
 cdef inline Place further(const Place* p, Py_ssize_t n) noexcept nogil:
-    return Place(p.x + n, p.dy + n, p.residual + n, p.out + n, p.activation)
+    return Place(p.x + n, p.dy + n, p.residual + n, p.out + n, p.lines, p.lines_end, p.activation)
+
+
+cdef inline Py_ssize_t find_lines(Place* p, Py_ssize_t n) noexcept nogil:
+    # Of n elements. Only whole lines are streamed: what is written in two parts, or in
+    # two ways, has to be read first. Returns how many elements go before the first that a
+    # register may be streamed to.
+    cdef Py_ssize_t before = minimum(n, to_line(p.out))
+    p.lines = p.out + before
+    p.lines_end = p.lines + (n - before) // LINE * LINE
+    return minimum(n, to_alignment(p.out))
 
 
 # ---- coefficients ----------------------------------------------------------------
@@ -143,6 +156,20 @@ cdef inline Pen pen_of(const Job* job, Py_ssize_t channel, int how) noexcept nog
     return pen
 
 
+cdef inline Pen pen_of_both(const Pen* pen, const Pen* next, Py_ssize_t n, int how) noexcept nogil:
+    # For one register: n elements with `pen`, the others with `next`.
+    cdef Pen both
+    both.scale = join(pen.scale, next.scale, n)
+    both.pivot = join(pen.pivot, next.pivot, n)
+    both.gain = join(pen.gain, next.gain, n)
+    both.shift = join(pen.shift, next.shift, n)
+    if needs(SLOPE, how):
+        both.slope = join(pen.slope, next.slope, n)
+    if needs(OFFSET, how):
+        both.offset = join(pen.offset, next.offset, n)
+    return both
+
+
 # ---- elements --------------------------------------------------------------------
 
 cdef inline Lot lot(const Place* p, Py_ssize_t i, int how) noexcept nogil:
@@ -163,6 +190,14 @@ cdef inline Lot part_of_lot(const Place* p, Py_ssize_t i, Py_ssize_t n, int how)
     if reads_residual(p.activation, how):
         some.residual = load_part(p.residual + i, n, splat(0))
     return some
+
+
+cdef inline void put(const Place* p, Py_ssize_t i, lanes v, int how) noexcept nogil:
+    cdef elem* out = p.out + i
+    if how & STREAMING and (WIDTH == LINE or p.lines <= out < p.lines_end):
+        stream(out, v)
+    else:
+        store(out, v)
 
 
 cdef inline void prefetch_place(const Place* p, Py_ssize_t i, ptrdiff_t ahead,

@@ -116,7 +116,7 @@ cdef size_t prepare(const Leaves* leaves, Job* job, int tensors) noexcept nogil:
     job.team_loss = 0.0
     job.fetch_next = False
     job.bytes = elements(job) * leaves.elem_size
-    job.streaming = job.bytes * tensors >= <size_t>CACHE
+    job.streaming = job.bytes * tensors >= <size_t>(CACHE if job.threads > 1 else CACHE_OF_ONE)
     split_samples(leaves, job)
     plan(&job.view, leaves.elem_size, &job.plan)
     if job.group > 1:

@@ -6,9 +6,10 @@
 # tensors that are read. (dz may lie in `out`, which is then written again: not where x is.)
 
 cdef enum:
-    LONG_ENOUGH = 32    # shorter runs are not written one by one
-    SMALL = 2 << 20     # bytes: rows of larger tensors are written one by one
-    MANY = 2048         # channels: the coefficients of more crowd the cache
+    LONG_ENOUGH = 128       # bytes: shorter runs are written by columns, not one by one
+    LONG_TO_STREAM = 64     # the same past the cache, where a line in two parts costs more
+    SMALL = 2 << 20         # bytes: rows of larger tensors are written one by one
+    MANY = 2048             # channels: the coefficients of more crowd the cache
 
 cdef struct Sheet:
     # The same rows and columns of each tensor.
@@ -23,10 +24,7 @@ cdef inline void write_part(const Place* p, Py_ssize_t i, Py_ssize_t n, const Pe
 
 cdef inline void write_whole(const Place* p, Py_ssize_t i, const Pen* pen,
                              int how) noexcept nogil:
-    if how & STREAMING:
-        stream(p.out + i, value_at(pen, p, i, how))
-    else:
-        store(p.out + i, value_at(pen, p, i, how))
+    put(p, i, value_at(pen, p, i, how), how)
 
 
 cdef inline Py_ssize_t write_cycles(Place p, Py_ssize_t n, const Palette* palette,
@@ -45,34 +43,33 @@ cdef inline Py_ssize_t write_cycles(Place p, Py_ssize_t n, const Palette* palett
     return n // (registers * WIDTH) * registers * WIDTH
 
 
-cdef inline void write_run(Place p, Py_ssize_t n, Pen pen, const Palette* palette,
+cdef inline void write_run(Place p, Py_ssize_t n, const Palette* palette,
                            int how) noexcept nogil:
-    # n neighbouring elements: all with `pen`; or, given a palette, from column 0
-    # on, the columns repeating with its period.
+    # n neighbouring elements, from column 0 on, the columns repeating with the
+    # palette's period.
     cdef Py_ssize_t i = 0, column = 0
+    cdef Pen pen
     if how & STREAMING:
-        i = minimum(n, to_alignment(p.out))
+        i = find_lines(&p, n)
         if i:
+            pen = pen_at(palette, 0, how)
             write_part(&p, 0, i, &pen, how)
-            if palette != NULL:
-                column = i % palette.period
-    if palette == NULL or how & SCALED or (reads_dy(how) and not plain(how)):
+            column = i % palette.period
+    if how & SCALED or (reads_dy(how) and not plain(how)):
         pass
     elif palette.period == CYCLE * WIDTH:
         i += write_cycles(further(&p, i), n - i, palette, column, CYCLE, how)
     elif palette.period == (CYCLE - 1) * WIDTH:
         i += write_cycles(further(&p, i), n - i, palette, column, CYCLE - 1, how)
     while i + WIDTH <= n:
-        if palette != NULL:
-            pen = pen_at(palette, column, how)
-            column += WIDTH
-            if column >= palette.period:
-                column -= palette.period
+        pen = pen_at(palette, column, how)
         write_whole(&p, i, &pen, how)
         i += WIDTH
+        column += WIDTH
+        if column >= palette.period:
+            column -= palette.period
     if i < n:
-        if palette != NULL:
-            pen = pen_at(palette, column, how)
+        pen = pen_at(palette, column, how)
         write_part(&p, i, n - i, &pen, how)
 
 
@@ -95,6 +92,7 @@ cdef inline Place place_in(const Sheet* s, const Activation* a, Py_ssize_t row,
     p.activation = a
     p.x = p.dy = p.residual = row_at(&s.x, row)
     p.out = row_at(&s.out, row)
+    p.lines = p.lines_end = p.out
     if reads_dy(how):
         p.dy = row_at(&s.dy, row)
     if reads_residual(a, how):
@@ -128,7 +126,7 @@ cdef inline void write_rows(const Sheet* s, const Activation* a, const Palette* 
             for k in range(4):
                 store(p[k].out + n - WIDTH, tail[k])
     for row in range(s.x.rows & ~3, s.x.rows):
-        write_run(place_in(s, a, row, how), n, pen_at(palette, 0, how), palette, how)
+        write_run(place_in(s, a, row, how), n, palette, how)
 
 
 cdef inline bint crowded(const Operand* operand) noexcept nogil:
@@ -155,7 +153,7 @@ cdef inline void write_short(const Job* job, const Activation* a, const Block* b
     if one_run:
         rows, n = 1, rows * n
     for row in range(rows):
-        write_run(place_in(&s, a, row, how), n, pen_at(palette, 0, how), palette, how)
+        write_run(place_in(&s, a, row, how), n, palette, how)
 
 
 cdef inline Py_ssize_t all_neighbours(const Job* job, const Activation* a, Py_ssize_t channels,
@@ -187,35 +185,30 @@ cdef inline void write_tile(const Job* job, const Activation* a, Py_ssize_t tile
             write_short(job, a, &block, channel + c, together, &palette, how)
 
 
-cdef inline void stream_seam(const Place* p, Py_ssize_t i, Py_ssize_t n, const Pen* pen,
-                             const Pen* next, int how) noexcept nogil:
-    # One register: n elements with `pen`, the others with the next channel's.
-    stream(p.out + i, join(value_at(pen, p, i, how), value_at(next, p, i, how), n))
-
-
-cdef inline void stream_slab(const Job* job, const Activation* a, const Block* block,
-                             Py_ssize_t run, Py_ssize_t channel, Py_ssize_t channels,
-                             int how) noexcept nogil:
-    # The runs of neighbouring channels, which lie side by side: as one run, since a
-    # line that is not written as a whole has to be read.
+cdef inline void write_slab(const Job* job, const Activation* a, const Block* block,
+                            Py_ssize_t run, Py_ssize_t channel, Py_ssize_t channels,
+                            int how) noexcept nogil:
+    # The runs of neighbouring channels, which lie side by side: as one run, in whole
+    # registers. (Past the cache a line that is not written as a whole has to be read.)
     cdef Place p = place_of(job, a, channel, run, block.offset, how)
     cdef ptrdiff_t ahead = channels * job.view.inner if job.fetch_next else 0
-    cdef Py_ssize_t c, end, i = minimum(block.length, to_alignment(p.out))
-    cdef Pen pen, next = pen_of(job, channel, how)
+    cdef Py_ssize_t c, end, i = find_lines(&p, channels * block.length)
+    cdef Pen pen, both, next = pen_of(job, channel, how)
     write_part(&p, 0, i, &next, how)
     for c in range(1, channels + 1):
         end = c * block.length
         pen = next
         while i + WIDTH <= end:
             prefetch_place(&p, i, ahead, how)
-            stream(p.out + i, value_at(&pen, &p, i, how))
+            write_whole(&p, i, &pen, how)
             i += WIDTH
         if c == channels:
             write_part(&p, i, end - i, &pen, how)
             return
         next = pen_of(job, channel + c, how)
         if i < end:
-            stream_seam(&p, i, end - i, &pen, &next, how)
+            both = pen_of_both(&pen, &next, end - i, how)
+            write_whole(&p, i, &both, how)
             i += WIDTH
 
 
@@ -233,19 +226,20 @@ cdef inline void write_runs(const Job* job, const Activation* a, Py_ssize_t chan
                             Py_ssize_t channels, Py_ssize_t b0, Py_ssize_t b1,
                             int how) noexcept nogil:
     # Image by image, since that is how they lie in memory.
-    cdef bint slabs = (how & STREAMING and (channels == 1 or job.plan.parts == 1)
-                       and all_neighbours(job, a, channels, how) == channels)
+    cdef Py_ssize_t together = all_neighbours(job, a, channels, how) if job.plan.parts == 1 else 1
     cdef Py_ssize_t b, run, c
     cdef Block block
     for b in range(b0, b1):
         block = block_at(job, b)
         for run in range(block.run, block.run + block.runs):
-            if slabs:
-                stream_slab(job, a, &block, run, channel, channels, how)
-                continue
-            for c in range(channel, channel + channels):
-                write_run(place_of(job, a, c, run, block.offset, how), block.length,
-                          pen_of(job, c, how), NULL, how)
+            for c in range(channels // together):
+                write_slab(job, a, &block, run, channel + c * together, together, how)
+
+
+cdef inline bint run_by_run(const Job* job, int how) noexcept nogil:
+    # Always where runs are cut into columns: their tiles are too wide for a palette.
+    return (job.plan.long_runs or job.view.inner * <Py_ssize_t>sizeof(elem)
+            >= (LONG_TO_STREAM if how & STREAMING else LONG_ENOUGH))
 
 
 cdef inline bint one_run_of_rows(const Job* job, const Activation* a, Py_ssize_t t0, Py_ssize_t t1,
@@ -264,8 +258,7 @@ cdef inline void write_whole_rows(const Job* job, const Activation* a, Py_ssize_
     cdef Palette palette = Palette(
         coefficient(job, 0), coefficient(job, 1) - coefficient(job, 0), job.view.channels)
     write_run(place_of(job, a, 0, first.run, 0, how),
-              (last.run + last.runs - first.run) * job.view.channels,
-              pen_at(&palette, 0, how), &palette, how)
+              (last.run + last.runs - first.run) * job.view.channels, &palette, how)
 
 
 cdef inline void write_tiles_as(const Job* job, const Activation* a, Py_ssize_t t0, Py_ssize_t t1,
@@ -275,8 +268,7 @@ cdef inline void write_tiles_as(const Job* job, const Activation* a, Py_ssize_t 
     if job.view.features:
         write_features(job, a, channel, channels, b0, b1, how)
         return
-    if job.plan.long_runs or (t1 - t0 > 1 and job.view.inner >= LONG_ENOUGH
-                              and (how & STREAMING or crowded(operand_of_out(job, how)))):
+    if run_by_run(job, how):
         write_runs(job, a, channel, channels, b0, b1, how)
         return
     if ((how & STREAMING or job.view.channels <= MANY)
