@@ -216,14 +216,16 @@ def statistics(x_, layout, /):
 
 
 def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum_, eps_, layout,
-            activation, negative_slope, residual_, out_, bint only_y, Prepared prepared=None, /):
+            activation, negative_slope, residual_, out_, bint only_y, num_features=None,
+            Prepared prepared=None, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
-    What is `prepared` fits these arrays: it stands for them.
+    Of a layer: x has to have `num_features` channels, and what is `prepared` fits these
+    arrays: it stands for them.
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
-    cdef Py_ssize_t channels = x.shape[axis]
+    cdef Py_ssize_t channels = checked_channels(x, axis, num_features)
     cdef Py_ssize_t count = count_values(x, channels)
     cdef bint training = checked_flag(training_, "training")
     cdef cnp.ndarray weight = checked_vector(weight_, "weight", channels)

@@ -51,12 +51,6 @@ def _checked_batches(value: object) -> int:
     return int(array)
 
 
-def _written(out: NDArray | None, *tensors: NDArray | None) -> bool:
-    if out is None:
-        return False
-    return any(tensor is not None and _view.overlapping(tensor, out) for tensor in tensors)
-
-
 class Layer:
     """Parameters of one shape, training and evaluation, and what backward needs.
 
@@ -99,7 +93,7 @@ class Layer:
     def _keep(
         self, x: NDArray, residual: NDArray | None, out: NDArray | None, *statistics: NDArray
     ) -> None:
-        self._overwritten = _written(out, x, residual)
+        self._overwritten = _view.overwritten(out, x, residual)
         self._saved = None if self._overwritten else (x, residual, *statistics)
 
     def _forget(self) -> None:
@@ -155,7 +149,7 @@ class Layer:
         if saved is None:
             raise RuntimeError("backward: expected a call in training mode before it, got none")
         dx, *gradients = self._gradients(dy, saved, out)
-        if _written(out, saved[0], saved[1]):
+        if _view.overwritten(out, saved[0], saved[1]):
             self._saved, self._overwritten = None, True
         # The functions return a gradient also for a parameter that the layer does not have.
         for name, gradient in zip(self._parameters, gradients, strict=False):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from fastbn import _view
-from fastbn.functional import batch_norm, batch_norm_backward, batch_norm_forward
+from fastbn.functional import batch_norm_backward
 from fastbn.layers.base import TrackingLayer
 
 if TYPE_CHECKING:
@@ -143,23 +143,25 @@ class BatchNorm(TrackingLayer):
         >>> bn(np.array([[1.0, 2.0]])).round(3)
         array([[1., 2.]])
         """
-        _view.check_channels(x, self.layout, self.num_features)
         if not self.training:
             self._forget()
             return self._infer(x, residual, out)
-        y, mean, invstd = batch_norm_forward(
+        y, mean, invstd = _view.forward(
             x,
             self.weight,
             self.bias,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            momentum=self._next_momentum(),
-            eps=self.eps,
-            layout=self.layout,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
+            self.running_mean,
+            self.running_var,
+            True,
+            self._next_momentum(),
+            self.eps,
+            self.layout,
+            self.activation,
+            self.negative_slope,
+            residual,
+            out,
+            False,
+            self.num_features,
         )
         self._count(x)
         self._keep(x, residual, out, mean, invstd)
@@ -172,26 +174,12 @@ class BatchNorm(TrackingLayer):
         out: NDArray[Floating] | None,
     ) -> NDArray[Floating]:
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
-        fused = self.activation, self.negative_slope, residual
-        if mean is None or var is None:
-            return batch_norm(
-                x,
-                None,
-                None,
-                weight,
-                bias,
-                True,
-                eps=self.eps,
-                layout=self.layout,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
+        prepared = self._prepared
         # To compare the arrays costs less than to compute with them, and it cannot be
         # forgotten. Objects do not change, since another thread may be using this one.
-        prepared = self._prepared
-        if prepared is None or not prepared.fits(x, mean, var, weight, bias, self.eps):
+        if mean is None or var is None:
+            mean = var = prepared = None
+        elif prepared is None or not prepared.fits(x, mean, var, weight, bias, self.eps):
             prepared = self._prepared = _view.Prepared(
                 x, self.num_features, mean, var, weight, bias, self.eps
             )
@@ -201,13 +189,16 @@ class BatchNorm(TrackingLayer):
             bias,
             mean,
             var,
-            False,
+            prepared is None,
             0.0,
             self.eps,
             self.layout,
-            *fused,
+            self.activation,
+            self.negative_slope,
+            residual,
             out,
             True,
+            self.num_features,
             prepared,
         )
 

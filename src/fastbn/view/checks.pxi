@@ -381,14 +381,20 @@ def check_like(array, name, x, x_name):
     checked_like_x(checked_array(array, name), name, x, x_name)
 
 
-def check_channels(x, layout, channels):
+cdef Py_ssize_t checked_channels(cnp.ndarray x, int axis, expected) except -1:
+    if expected is not None and x.shape[axis] != <Py_ssize_t>expected:
+        raise ValueError(
+            f"x: expected {expected} channels on axis {axis}, got shape {(<object>x).shape}")
+    return x.shape[axis]
+
+
+def check_channels(x_, layout, num_features, /):
     """Raise unless `x` has so many channels."""
-    cdef cnp.ndarray array = checked_array(x, "x")
-    cdef int axis = channel_axis(layout, array)
-    if array.shape[axis] != channels:
-        raise ValueError(f"x: expected {channels} channels on axis {axis}, got shape {x.shape}")
+    cdef cnp.ndarray x = checked_array(x_, "x")
+    checked_channels(x, channel_axis(layout, x), num_features)
 
 
-def overlapping(cnp.ndarray a not None, cnp.ndarray b not None):
-    """Return whether the two arrays share memory."""
-    return overlap(a, b)
+def overwritten(out, x, residual, /):
+    """Return whether what was written to `out` was written over one of the others."""
+    return out is not None and (overlap(x, out) or (residual is not None
+                                                    and overlap(residual, out)))
