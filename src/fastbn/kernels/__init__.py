@@ -13,6 +13,7 @@
         team.pxi                tasks, shared out to threads
             |
         leaves.pxi              tasks -> numbers, in registers (lanes.h)
+            geometry.pxi                            where the numbers of a task lie
             sums.pxi, moments.pxi, gradients.pxi    statistics, coefficients
             writes.pxi, features.pxi                walks through what is written
             pens.pxi, activations.pxi               the arithmetic of what is written
@@ -37,6 +38,6 @@ Calls go down only. A room knows the one below it and nothing above.
     has a caller's threads do the tasks. library.pyx and linked.pyx are drivers and
     leaves for a library without Python.
 7.  To add an operation: a leaf or a step, its place in `Leaves`, its phases, and
-    a function in `_view`. To add an element type: a branch in lanes.h and its
-    name in setup.py.
+    a function in `_view`. To add an element type: a branch in lanes.h, and its name
+    where the others are. CONTRIBUTING.md lists the places.
 """

@@ -74,11 +74,12 @@ cdef inline void load_origins(const Job* job, Py_ssize_t channel, Py_ssize_t cha
     # Means are kept and merged as differences from an element of the channel: so
     # they do not lose in float64 what the elements still have.
     cdef elem scratch[COLUMNS]
-    cdef const elem* first = one_of_each(job, channel, channels, 0, 0, scratch)
+    cdef const elem* first
     cdef Py_ssize_t c
     if not job.centred:
         memset(origin, 0, channels * sizeof(double))
         return
+    first = one_of_each(job, channel, channels, 0, 0, scratch)
     for c in range(channels):
         origin[c] = as_double(first[c])
         origin[c] = origin[c] if origin[c] - origin[c] == 0.0 else 0.0
