@@ -71,7 +71,7 @@ def race(contenders: Sequence[Contender], budget: float) -> list[Lane]:
 
 
 def _rounds(lanes: Sequence[Lane], rounds: int) -> None:
-    # Each in another order, since a lane finds in the cache what the one before it left.
+    # Each in a random order, since a lane finds in the cache what the one before it left.
     for _ in range(rounds):
         for lane in random.sample(lanes, len(lanes)):
             lane.go()

@@ -104,6 +104,20 @@ def test_guards_around_vectors(level, dtype, parameters):
         assert (weight.array == 1).all()
 
 
+@pytest.mark.parametrize("shape", [(100, 400, 14, 14), (600, 300, 7, 7)])
+def test_slices_of_channels_past_the_cache(level, shape):
+    x = batch(shape, "float32")[:, ::2]
+    weight = np.linspace(0.5, 1.5, x.shape[1])
+    out = np.zeros(shape, "float32")[:, ::-2]
+    expected, mean, invstd = fastbn.batch_norm_forward(x.copy(), weight)
+    y, *_ = fastbn.batch_norm_forward(x, weight, out=out)
+    assert y.tobytes() == expected.tobytes()
+    dx, *_ = fastbn.batch_norm_backward(y.copy(), x.copy(), mean, invstd, weight)
+    found, *_ = fastbn.batch_norm_backward(y, x, mean, invstd, weight, out=out)
+    assert found.tobytes() == dx.tobytes()
+    assert not out.base[:, 0::2].any(), "the channels between are not written"
+
+
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [

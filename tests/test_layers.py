@@ -50,6 +50,16 @@ def test_backward_sets_gradients(level):
     assert bn.weight_grad.dtype == bn.weight.dtype
 
 
+def test_a_refused_evaluation_forgets_nothing():
+    bn = fastbn.BatchNorm(3)
+    bn(X)
+    bn.training = False
+    with pytest.raises(ValueError, match="x: expected 3 channels on axis 1"):
+        bn(X[:, :2])
+    bn.training = True
+    assert bn.backward(X).shape == X.shape
+
+
 def test_momentum_none_is_the_plain_average():
     bn = fastbn.BatchNorm(3, momentum=None, dtype=np.float64)
     batches = [batch(X.shape, "float64", seed) for seed in range(4)]

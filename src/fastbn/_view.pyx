@@ -220,8 +220,8 @@ def forward(x_, weight_, bias_, running_mean_, running_var_, training_, momentum
             Prepared prepared=None, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
-    Of a layer: x has to have `num_features` channels, and what is `prepared` fits these
-    arrays: it stands for them.
+    For a layer: x must have `num_features` channels. What is `prepared` was made of
+    these statistics and parameters, and is used in their place.
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)

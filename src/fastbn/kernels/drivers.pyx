@@ -50,8 +50,8 @@ cdef enum:
     # Bytes. These decide speed only.
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here
     CACHE_OF_GROUPS = 256 << 10     # groups of planes, whose output follows statistics
-    CACHE = 32 << 20                # outputs of jobs with larger tensors go past it ...
-    CACHE_OF_ONE = 20 << 20         # ... or so large, where one thread does not profit from it
+    CACHE = 32 << 20                # outputs of jobs with larger tensors go past it
+    CACHE_OF_ONE = 20 << 20         # the same for one thread, which gains less from it
     SPAN = 8                        # blocks that are written in one go
     STRETCH = 128 << 20             # the caller can stop a job after as much as that
     LINE = 64

@@ -75,7 +75,7 @@ ctypedef struct Job:
     bint inverted               # backward: x is the y of an activation that can be undone
     bint fused                  # the passes over x have an activation or a residual
     size_t bytes                # of the tensor
-    bint streaming              # `out` is too large for the cache
+    bint streaming              # `out` goes past the cache
     bint training               # backward: gradient through the statistics
     bint fetch_next             # while a tile is written, for it is read next
     double eps

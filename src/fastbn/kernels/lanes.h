@@ -227,8 +227,8 @@ static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
 }
 #endif
 
-/* A part without masks: one that memory has to be read for holds up the streaming stores
- * that follow it. */
+/* Without masks: a masked store to a line that is not in the cache holds up the streaming
+ * stores that follow it. */
 static inline void store_piece(char **to, const char **from, size_t size, size_t piece)
 {
     if (piece < sizeof(elem) || piece > STORED_BYTES || !(size & piece))

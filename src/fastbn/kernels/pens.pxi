@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# The arithmetic of every write, on one register of elements:
+# The arithmetic of every write, on one register of elements, and the register's store:
 #
 #   forward         y = activation((x * scale - pivot) * gain + shift + residual)
 #   gradient        dx = (dz * gain - ((x * scale - pivot) * slope + shift)) * scale
@@ -7,7 +7,8 @@
 # where dz is dy, taken back through the activation, and `scale` is 1 for all usual data,
 # and then left out: to multiply by 1 is exact.
 #
-# May: arithmetic, load coefficients and elements. May not: store, walk through a tensor.
+# May: arithmetic, load coefficients and elements, store a register. May not: walk through a
+# tensor.
 
 cdef enum:
     # How a pass is written: bits of `how` below, a constant, so that each combination

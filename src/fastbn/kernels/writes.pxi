@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # The elementwise passes over planes and rows: with features.pxi the only place where a
-# tensor is written. pens.pxi has the arithmetic.
+# tensor is written. pens.pxi has the arithmetic, and the store of a register.
 #
 # An element is read before it is written, and written once, so `out` may be any of the
 # tensors that are read. (dz may lie in `out`, which is then written again: not where x is.)
 
 cdef enum:
-    LONG_ENOUGH = 128       # bytes: shorter runs are written by columns, not one by one
+    LONG_ENOUGH = 128       # bytes: runs as long as that are written along, not by columns
     LONG_TO_STREAM = 64     # the same past the cache, where a line in two parts costs more
     SMALL = 2 << 20         # bytes: rows of larger tensors are written one by one
     MANY = 2048             # channels: the coefficients of more crowd the cache
@@ -129,9 +129,9 @@ cdef inline void write_rows(const Sheet* s, const Activation* a, const Palette* 
         write_run(place_in(s, a, row, how), n, palette, how)
 
 
-cdef inline bint crowded(const Operand* operand) noexcept nogil:
+cdef inline bint crowded(const Job* job) noexcept nogil:
     # Rows a multiple of a page apart share a set of the cache: one at a time.
-    return operand.middle % PAGE == 0
+    return job.out.middle % PAGE == 0
 
 
 cdef inline bint gapless(const Matrix* m) noexcept nogil:
@@ -145,7 +145,7 @@ cdef inline void write_short(const Job* job, const Activation* a, const Block* b
     cdef Py_ssize_t row, rows = s.x.rows, n = s.x.columns
     cdef bint one_run = (gapless(&s.x) and gapless(&s.dy) and gapless(&s.residual)
                          and gapless(&s.out))
-    if (plain(how) and not how & (STREAMING | SCALED) and n >= WIDTH and not crowded(&job.out)
+    if (plain(how) and not how & (STREAMING | SCALED) and n >= WIDTH and not crowded(job)
             and job.bytes < <size_t>SMALL
             and not (one_run and palette.period <= CYCLE * WIDTH)):
         write_rows(&s, a, palette, how)
@@ -187,11 +187,10 @@ cdef inline void write_tile(const Job* job, const Activation* a, Py_ssize_t tile
 
 cdef inline void write_slab(const Job* job, const Activation* a, const Block* block,
                             Py_ssize_t run, Py_ssize_t channel, Py_ssize_t channels,
-                            int how) noexcept nogil:
+                            ptrdiff_t ahead, int how) noexcept nogil:
     # The runs of neighbouring channels, which lie side by side: as one run, in whole
     # registers. (Past the cache a line that is not written as a whole has to be read.)
     cdef Place p = place_of(job, a, channel, run, block.offset, how)
-    cdef ptrdiff_t ahead = channels * job.view.inner if job.fetch_next else 0
     cdef Py_ssize_t c, end, i = find_lines(&p, channels * block.length)
     cdef Pen pen, both, next = pen_of(job, channel, how)
     write_part(&p, 0, i, &next, how)
@@ -227,16 +226,19 @@ cdef inline void write_runs(const Job* job, const Activation* a, Py_ssize_t chan
                             int how) noexcept nogil:
     # Image by image, since that is how they lie in memory.
     cdef Py_ssize_t together = all_neighbours(job, a, channels, how) if job.plan.parts == 1 else 1
+    cdef ptrdiff_t ahead = 0        # to the next tile, if it lies behind this one
     cdef Py_ssize_t b, run, c
     cdef Block block
+    if job.fetch_next and how & STREAMING and together == channels:
+        ahead = channels * job.view.inner
     for b in range(b0, b1):
         block = block_at(job, b)
         for run in range(block.run, block.run + block.runs):
             for c in range(channels // together):
-                write_slab(job, a, &block, run, channel + c * together, together, how)
+                write_slab(job, a, &block, run, channel + c * together, together, ahead, how)
 
 
-cdef inline bint run_by_run(const Job* job, int how) noexcept nogil:
+cdef inline bint along_runs(const Job* job, int how) noexcept nogil:
     # Always where runs are cut into columns: their tiles are too wide for a palette.
     return (job.plan.long_runs or job.view.inner * <Py_ssize_t>sizeof(elem)
             >= (LONG_TO_STREAM if how & STREAMING else LONG_ENOUGH))
@@ -268,7 +270,7 @@ cdef inline void write_tiles_as(const Job* job, const Activation* a, Py_ssize_t 
     if job.view.features:
         write_features(job, a, channel, channels, b0, b1, how)
         return
-    if run_by_run(job, how):
+    if along_runs(job, how):
         write_runs(job, a, channel, channels, b0, b1, how)
         return
     if ((how & STREAMING or job.view.channels <= MANY)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What all layers share: modes, what backward needs, parameters, state.
 
-A layer adds its arguments, `__call__` (a direct call of the functions, which
+A layer adds its arguments, `__call__` (a direct call of what does the work, which
 nothing here stands between), `_gradients` and `__repr__`. May keep state. May
 not do arithmetic on tensors.
 """

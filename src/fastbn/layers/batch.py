@@ -144,8 +144,9 @@ class BatchNorm(TrackingLayer):
         array([[1., 2.]])
         """
         if not self.training:
+            y = self._infer(x, residual, out)
             self._forget()
-            return self._infer(x, residual, out)
+            return y
         y, mean, invstd = _view.forward(
             x,
             self.weight,
@@ -175,10 +176,10 @@ class BatchNorm(TrackingLayer):
     ) -> NDArray[Floating]:
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         prepared = self._prepared
-        # To compare the arrays costs less than to compute with them, and it cannot be
-        # forgotten. Objects do not change, since another thread may be using this one.
         if mean is None or var is None:
             mean = var = prepared = None
+        # To compare the arrays costs less than to compute with them, and it cannot be
+        # forgotten. Objects do not change, since another thread may be using this one.
         elif prepared is None or not prepared.fits(x, mean, var, weight, bias, self.eps):
             prepared = self._prepared = _view.Prepared(
                 x, self.num_features, mean, var, weight, bias, self.eps
