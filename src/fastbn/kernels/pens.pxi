@@ -120,13 +120,16 @@ cdef inline Py_ssize_t period_of(Py_ssize_t columns) noexcept nogil:
 cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
                               Py_ssize_t width, int how, Colours* colours,
                               Palette* palette) noexcept nogil:
+    # At the same place of a register as the output.
     cdef Py_ssize_t n = channels * width
+    cdef Py_ssize_t lead = -to_alignment(element(job, operand_of_out(job, how), channel, 0, 0))
     cdef int which
-    palette.first, palette.step = &colours.row[0][0], COLUMNS + PADDING + PADDING
+    lead = lead & (WIDTH - 1)
+    palette.first, palette.step = &colours.row[0][lead], COLUMNS + PADDING + PADDING
     palette.period = period_of(n)
     for which in range(COEFFICIENTS):
         if needs(which, how):
-            spread(colours.row[which], coefficient(job, which) + channel, channels, width,
+            spread(&colours.row[which][lead], coefficient(job, which) + channel, channels, width,
                    palette.period)
 
 

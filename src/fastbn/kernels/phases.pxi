@@ -63,7 +63,7 @@ cdef inline Phase* add(Phases* phases, const Leaves* leaves, const Job* job, Pie
 cdef inline bint by_tile(const Leaves* leaves, const Job* job, int tensors) noexcept nogil:
     cdef size_t tile = (<size_t>(job.view.outer * job.view.middle) * job.view.inner
                         * job.plan.tile_channels * leaves.elem_size * tensors)
-    return (tile <= CACHE_OF_A_TILE
+    return (tile <= <size_t>(CACHE_OF_A_TILE if job.view.inner > 1 else CACHE_OF_ROWS)
             and (job.threads == 1 or job.plan.tiles >= 2 * job.threads))
 
 

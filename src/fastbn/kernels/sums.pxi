@@ -182,16 +182,13 @@ cdef struct Pace:
 
 
 cdef inline Pace pace_of(const Job* job, Py_ssize_t step, int gradient) noexcept nogil:
-    # For rows so far apart. Far ones share a few sets of the cache, and what a
-    # register leaves of a line is to be read before it is evicted; aligned registers
-    # leave nothing. docs/performance.md has the figures.
+    # For rows so far apart. Far ones share a few sets of the cache, those a multiple of a
+    # page apart one: what is read there is soon evicted. docs/performance.md has the figures.
     cdef Pace pace
     cdef bint near = step <= NEAR
-    cdef bint alike = (2 * WIDTH >= LINE and to_alignment(<elem*>job.x.data)
-                       == to_alignment(<elem*>job.dy.data))
     pace.group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
     pace.together = 4 if near else 2
-    if gradient and not near and (not alike or job.bytes >= <size_t>VERY_LARGE):
+    if not near and (gradient or step % PAGE == 0):
         pace.together = 1
     pace.ahead = 0
     if pace.group == ROWS and job.bytes >= <size_t>(

@@ -36,6 +36,12 @@ cdef Py_ssize_t sums_of_a_worker(const Job* job) noexcept nogil:
     return sums
 
 
+cdef inline char* alike(char* place, const void* tensor, size_t unit) noexcept nogil:
+    # Less than a line further: at the same place of a line as the tensor, so that registers
+    # of both begin with a line.
+    return place + ((<size_t>tensor - <size_t>place) & (LINE - unit))
+
+
 cdef size_t lay_out(const Leaves* leaves, Job* job, char* memory) noexcept nogil:
     # A worker's part of the memory. Returns its size; to know that, NULL will do.
     cdef char* place = memory
@@ -47,8 +53,10 @@ cdef size_t lay_out(const Leaves* leaves, Job* job, char* memory) noexcept nogil
         job.mean = <double*>place
         job.invstd = job.mean + channels
         place += 2 * channels * sizeof(double)
-    job.coefficients = place if job.prepared == NULL else job.prepared
-    place += ceil_div(COEFFICIENTS * (channels + WRAP) * leaves.real_size, 8) * 8
+    job.coefficients = job.prepared
+    if job.prepared == NULL:
+        job.coefficients = alike(place, job.out.data, leaves.real_size)
+    place += ceil_div(COEFFICIENTS * (channels + WRAP) * leaves.real_size, 8) * 8 + LINE
     return place - memory
 
 

@@ -9,6 +9,7 @@ cdef enum:
     LONG_ENOUGH = 128       # bytes: runs as long as that are written along, not by columns
     LONG_TO_STREAM = 64     # the same past the cache, where a line in two parts costs more
     SMALL = 2 << 20         # bytes: rows of larger tensors are written one by one
+    LONG_RUN = 32           # registers: a first one that is a part does not count
     MANY = 2048             # channels: the coefficients of more crowd the cache
 
 cdef struct Sheet:
@@ -46,15 +47,17 @@ cdef inline Py_ssize_t write_cycles(Place p, Py_ssize_t n, const Palette* palett
 cdef inline void write_run(Place p, Py_ssize_t n, const Palette* palette,
                            int how) noexcept nogil:
     # n neighbouring elements, from column 0 on, the columns repeating with the
-    # palette's period.
+    # palette's period. Registers begin where a line of the cache does.
     cdef Py_ssize_t i = 0, column = 0
     cdef Pen pen
     if how & STREAMING:
         i = find_lines(&p, n)
-        if i:
-            pen = pen_at(palette, 0, how)
-            write_part(&p, 0, i, &pen, how)
-            column = i % palette.period
+    elif n >= LONG_RUN * WIDTH:
+        i = to_alignment(p.out)
+    if i:
+        pen = pen_at(palette, 0, how)
+        write_part(&p, 0, i, &pen, how)
+        column = i % palette.period
     if how & SCALED or (reads_dy(how) and not plain(how)):
         pass
     elif palette.period == CYCLE * WIDTH:
@@ -134,6 +137,12 @@ cdef inline bint crowded(const Job* job) noexcept nogil:
     return job.out.middle % PAGE == 0
 
 
+cdef inline bint astride(const Matrix* m) noexcept nogil:
+    # Would registers of rows cross lines, so many that it counts more than that coefficients
+    # are loaded again for each row?
+    return sizeof(elem) == sizeof(real) and 2 * WIDTH >= LINE and to_alignment(m.data) != 0
+
+
 cdef inline bint gapless(const Matrix* m) noexcept nogil:
     return m.jump == 0 and m.step == m.columns
 
@@ -147,7 +156,7 @@ cdef inline void write_short(const Job* job, const Activation* a, const Block* b
                          and gapless(&s.out))
     if (plain(how) and not how & (STREAMING | SCALED) and n >= WIDTH and not crowded(job)
             and job.bytes < <size_t>SMALL
-            and not (one_run and palette.period <= CYCLE * WIDTH)):
+            and not (one_run and (astride(&s.out) or palette.period <= CYCLE * WIDTH))):
         write_rows(&s, a, palette, how)
         return
     if one_run:
