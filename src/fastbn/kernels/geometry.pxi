@@ -159,6 +159,10 @@ cdef inline bint gapless_runs(const Job* job, const Operand* operand) noexcept n
             and (job.view.outer == 1 or operand.outer == job.view.middle * operand.middle))
 
 
+cdef inline bint gapless(const Matrix* m) noexcept nogil:
+    return m.jump == 0 and m.step == m.columns
+
+
 cdef inline bint jumps(const Matrix* m, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
     # Is the step from row to row not constant within [row, row + rows)?
     return m.jump != 0 and (m.first + row) % m.period + rows > m.period

@@ -68,6 +68,13 @@ enum {
     PAGE = 4096 / sizeof(elem),                 /* ... and of a page of memory */
 };
 
+/* `lanes` of a row that are summed side by side: as many as registers are for. */
+#if VECTOR_BYTES == 64
+enum { MOST_ABREAST = 4 };
+#else
+enum { MOST_ABREAST = 1 };
+#endif
+
 /* Squares below the first lose bits to underflow in `real`; the second is a
  * power of two near the end of its range; the third is far from any end. */
 #ifdef FASTBN_FLOAT64

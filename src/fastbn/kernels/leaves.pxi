@@ -50,6 +50,7 @@ cdef extern from "lanes.h" nogil:
         HALVES
         LINE
         PAGE
+        MOST_ABREAST
         FAR
         TERMS
         ROUNDED_ONCE

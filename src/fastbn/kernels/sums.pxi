@@ -179,6 +179,7 @@ cdef struct Pace:
     Py_ssize_t group        # rows of a tree
     Py_ssize_t together     # groups of a register of columns that are summed in one go
     ptrdiff_t ahead         # groups to prefetch ahead; 0: none
+    bint abreast            # narrow rows are summed row by row
 
 
 cdef inline Pace pace_of(const Job* job, Py_ssize_t step, int gradient) noexcept nogil:
@@ -190,6 +191,7 @@ cdef inline Pace pace_of(const Job* job, Py_ssize_t step, int gradient) noexcept
     pace.together = 4 if near else 2
     if not near and (gradient or step % PAGE == 0):
         pace.together = 1
+    pace.abreast = pace.group == ROWS and (gradient or job.streaming)
     pace.ahead = 0
     if pace.group == ROWS and job.bytes >= <size_t>(
             LARGE if near and not job.plan.long_runs else VERY_LARGE):
@@ -315,11 +317,97 @@ cdef void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* columns, Py_
         store_sums(&sums, first + j, columns)
 
 
+cdef inline void sum_abreast(const Matrix* x, const Matrix* dy, Columns* columns,
+                             Py_ssize_t first, Py_ssize_t groups, int registers,
+                             int gradient) noexcept nogil:
+    # Whole groups of narrow rows without gaps, row by row: in the order of memory, which the
+    # CPU fetches ahead well enough where there are two tensors.
+    cdef Py_ssize_t i, at
+    cdef int k
+    cdef Group g[4]
+    cdef Pair a[4]
+    cdef Pair b[4]
+    cdef Sums sums
+    for k in range(registers):
+        g[k].weighted = False
+        g[k].x, g[k].x_step = x.data + k * WIDTH, x.step
+        g[k].dy, g[k].dy_step = dy.data + k * WIDTH, dy.step
+        load_columns(columns, first + k * WIDTH, gradient, &g[k])
+    for i in range(groups):
+        if gradient == MOMENTS:
+            for k in range(registers):
+                prefetch_group(&g[k], 4, gradient)
+        for k in range(registers):
+            a[k] = tree2(&g[k], 0, WHOLE, gradient)
+        for k in range(registers):
+            a[k] = both(a[k], tree2(&g[k], 2, WHOLE, gradient))
+        for k in range(registers):
+            b[k] = tree2(&g[k], 4, WHOLE, gradient)
+        for k in range(registers):
+            b[k] = both(b[k], tree2(&g[k], 6, WHOLE, gradient))
+        for k in range(registers):
+            at = first + k * WIDTH
+            load_sums(columns, at, &sums)
+            deposit(&sums, both(a[k], b[k]))
+            store_sums(&sums, at, columns)
+            g[k].x += ROWS * x.step
+            g[k].dy += ROWS * dy.step
+
+
+cdef inline void sum_abreast_as(const Matrix* x, const Matrix* dy, Columns* columns,
+                                Py_ssize_t first, Py_ssize_t groups,
+                                int gradient) noexcept nogil:
+    if x.columns == 2 * WIDTH:
+        sum_abreast(x, dy, columns, first, groups, 2, gradient)
+    elif x.columns == 3 * WIDTH:
+        sum_abreast(x, dy, columns, first, groups, 3, gradient)
+    else:
+        sum_abreast(x, dy, columns, first, groups, 4, gradient)
+
+
+# Functions of their own, so that the compiler has all registers for each.
+
+cdef void sum_narrow_moments(const Matrix* x, const Matrix* dy, Columns* columns,
+                             Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
+    sum_abreast_as(x, dy, columns, first, groups, MOMENTS)
+
+
+cdef void sum_narrow_gradients(const Matrix* x, const Matrix* dy, Columns* columns,
+                               Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
+    sum_abreast_as(x, dy, columns, first, groups, GRADIENTS)
+
+
+cdef void sum_narrow_activated(const Matrix* x, const Matrix* dy, Columns* columns,
+                               Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
+    sum_abreast_as(x, dy, columns, first, groups, ACTIVATED)
+
+
+cdef inline void sum_narrow_rows(const Matrix* x, const Matrix* dy, Columns* columns,
+                                 Py_ssize_t first, int gradient) noexcept nogil:
+    cdef Py_ssize_t groups = x.rows // ROWS, rest = x.rows % ROWS
+    if gradient == MOMENTS:
+        sum_narrow_moments(x, dy, columns, first, groups)
+    elif gradient == GRADIENTS:
+        sum_narrow_gradients(x, dy, columns, first, groups)
+    else:
+        sum_narrow_activated(x, dy, columns, first, groups)
+    if rest:
+        sum_odd_group(x, dy, columns, first, x.rows - rest, rest, gradient)
+
+
+cdef inline bint narrow(const Matrix* x, const Matrix* dy, int gradient) noexcept nogil:
+    return (WIDTH < x.columns <= MOST_ABREAST * WIDTH and x.columns % WIDTH == 0 and gapless(x)
+            and (gradient == MOMENTS or gapless(dy)))
+
+
 cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
                             Py_ssize_t first, const Pace* pace, int gradient) noexcept nogil:
     # Adds a matrix to the sums of the columns from `first` on.
     cdef Py_ssize_t group = pace.group, chunk = pace.together * pace.group
     cdef Py_ssize_t k, row, rows, groups, i
+    if pace.abreast and narrow(x, dy, gradient):
+        sum_narrow_rows(x, dy, columns, first, gradient)
+        return
     for k in range(steps(x.rows, chunk)):
         row = k * chunk
         rows = minimum(chunk, x.rows - row)

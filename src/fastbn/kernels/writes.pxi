@@ -143,10 +143,6 @@ cdef inline bint astride(const Matrix* m) noexcept nogil:
     return sizeof(elem) == sizeof(real) and 2 * WIDTH >= LINE and to_alignment(m.data) != 0
 
 
-cdef inline bint gapless(const Matrix* m) noexcept nogil:
-    return m.jump == 0 and m.step == m.columns
-
-
 cdef inline void write_short(const Job* job, const Activation* a, const Block* block,
                              Py_ssize_t channel, Py_ssize_t channels, const Palette* palette,
                              int how) noexcept nogil:
