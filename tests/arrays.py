@@ -32,6 +32,9 @@ SHAPES = [
     ((9, 8, 1), "NTC"),
     ((31, 17, 1030), "NTC"),
     ((12, 10, 5), "HWC"),
+    # Narrow rows, more of them than a small group has.
+    ((5, 11, 13, 32), "NHWC"),
+    ((611, 48), None),
     # Fewer channels than a row of pixels has room for.
     ((3, 13, 17, 5), "NHWC"),
     ((700, 9), None),

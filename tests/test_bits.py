@@ -62,6 +62,11 @@ def test_levels_and_threads(dtype, shape, layout, always_parallel):
         ((3000, 1030), None),
         ((16, 34, 130, 131), None),
         ((17, 130, 131, 34), "NHWC"),
+        # Narrow rows, past the cache with one thread.
+        ((90003, 32), None),
+        ((60001, 48), None),
+        ((45007, 64), None),
+        ((1000, 977, 3), "NTC"),
     ],
 )
 def test_levels_and_threads_where_tasks_are_many(dtype, shape, layout):
