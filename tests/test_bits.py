@@ -79,18 +79,44 @@ def test_runs(level, always_parallel):
         assert len({tuple(results(x, dy)) for _ in range(20)}) == 1
 
 
-@pytest.mark.parametrize(("shape", "layout"), [((5, 6, 21, 21), None), ((5, 21, 21, 6), "NHWC")])
-def test_alignment_and_out(level, dtype, shape, layout):
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((5, 6, 21, 21), None),
+        ((5, 21, 21, 6), "NHWC"),
+        ((70, 112), None),
+        ((11, 1030), None),
+        ((40, 64, 3, 3), None),
+        ((40, 32, 4, 4), None),
+    ],
+)
+@pytest.mark.parametrize("alike", [True, False])
+def test_alignment_and_out(level, dtype, shape, layout, alike):
     x, dy = nasty(shape, dtype), batch(shape, dtype, 1)
     expected = results(x, dy, layout)
     for offset in range(0, 64, x.itemsize):
-        moved, moved_dy, out = (Guarded(shape, dtype, offset) for _ in range(3))
+        offsets = [offset * k % 64 for k in ((1, 1, 1) if alike else (3, 5, 1))]
+        moved, moved_dy, out = (Guarded(shape, dtype, place) for place in offsets)
         moved.array[...] = x
         moved_dy.array[...] = dy
         assert results(moved.array, moved_dy.array, layout, out.array) == expected
         assert moved.intact()
         assert moved_dy.intact()
         assert out.intact()
+
+
+@pytest.mark.parametrize("channels", [16, 24, 32, 48, 64])
+@pytest.mark.parametrize("order", ["sliced", "second axis sliced", "broadcast"])
+def test_narrow_rows_beside_others(level, dtype, channels, order):
+    x, dy = nasty((643, channels), dtype), batch((643, channels), dtype, 1)
+    if order == "broadcast":
+        dy = np.broadcast_to(dy[0], dy.shape)
+    expected = results(x, dy.copy())
+    if order == "broadcast":
+        assert results(x, dy) == expected
+    else:
+        assert results(x, in_order(dy, order)) == expected
+        assert results(in_order(x, order), dy) == expected
 
 
 @pytest.mark.parametrize("parameters", ["float32", "float64"])

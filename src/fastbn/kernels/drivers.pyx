@@ -49,7 +49,7 @@ cdef enum:
     MOST_SHARES = 64
     # Bytes. These decide speed only.
     CACHE_OF_A_TILE = 4 << 20       # a tile is read again from the cache up to here ...
-    CACHE_OF_ROWS = 1 << 20         # ... or here, where it is a piece of each row
+    CACHE_OF_ROWS = 1 << 20         # ... or here, where it is rows, or a piece of each
     CACHE_OF_GROUPS = 256 << 10     # groups of planes, whose output follows statistics
     CACHE = 32 << 20                # outputs of jobs with larger tensors go past it
     CACHE_OF_ONE = 20 << 20         # the same for one thread, which gains less from it

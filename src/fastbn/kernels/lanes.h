@@ -68,7 +68,8 @@ enum {
     PAGE = 4096 / sizeof(elem),                 /* ... and of a page of memory */
 };
 
-/* `lanes` of a row that are summed side by side: as many as registers are for. */
+/* `lanes` of a row that are summed side by side, up to four: as many as registers are for. 1:
+ * none are. */
 #if VECTOR_BYTES == 64
 enum { MOST_ABREAST = 4 };
 #else

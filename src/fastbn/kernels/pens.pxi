@@ -31,7 +31,7 @@ cdef struct Palette:
 cdef struct Colours:
     # What a palette of a tile is filled with.
     lanes aligned               # unused: the rows begin where a register may
-    real row[COEFFICIENTS][COLUMNS + PADDING + PADDING]
+    real row[COEFFICIENTS][COLUMNS + PADDING + PADDING]     # after up to WIDTH - 1 others
 
 cdef struct Pen:
     # The coefficients of one register of columns.
@@ -117,14 +117,22 @@ cdef inline Py_ssize_t period_of(Py_ssize_t columns) noexcept nogil:
     return columns * steps(WIDTH, columns)
 
 
+cdef inline bint by_lines(int how) noexcept nogil:
+    # Do registers of long runs begin where a line does? In the cache not those of half types,
+    # whose coefficients are twice as long.
+    return how & STREAMING or sizeof(elem) == sizeof(real)
+
+
 cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
                               Py_ssize_t width, int how, Colours* colours,
                               Palette* palette) noexcept nogil:
-    # At the same place of a register as the output.
-    cdef Py_ssize_t n = channels * width
-    cdef Py_ssize_t lead = -to_alignment(element(job, operand_of_out(job, how), channel, 0, 0))
+    # Of rows without gaps, which are written as one run, at the same place of a register as
+    # the output.
+    cdef const Operand* out = operand_of_out(job, how)
+    cdef Py_ssize_t n = channels * width, lead = 0
     cdef int which
-    lead = lead & (WIDTH - 1)
+    if by_lines(how) and out.middle == n:
+        lead = -to_alignment(element(job, out, channel, 0, 0)) & (WIDTH - 1)
     palette.first, palette.step = &colours.row[0][lead], COLUMNS + PADDING + PADDING
     palette.period = period_of(n)
     for which in range(COEFFICIENTS):

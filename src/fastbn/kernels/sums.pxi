@@ -324,7 +324,7 @@ cdef inline void sum_abreast(const Matrix* x, const Matrix* dy, Columns* columns
     # CPU fetches ahead well enough where there are two tensors.
     cdef Py_ssize_t i, at
     cdef int k
-    cdef Group g[4]
+    cdef Group g[4]         # registers, at most: MOST_ABREAST
     cdef Pair a[4]
     cdef Pair b[4]
     cdef Sums sums
@@ -588,6 +588,7 @@ cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns
             block.runs * job.view.channels, no_features(), NULL, columns, 0, &pace, gradient)
         return
     pace.ahead = 0
+    pace.abreast = False
     for i in range(steps(block.runs, ROWS * PIXELS)):
         run = block.run + i * ROWS * PIXELS
         runs = minimum(ROWS * PIXELS, block.run + block.runs - run)

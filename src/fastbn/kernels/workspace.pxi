@@ -36,10 +36,11 @@ cdef Py_ssize_t sums_of_a_worker(const Job* job) noexcept nogil:
     return sums
 
 
-cdef inline char* alike(char* place, const void* tensor, size_t unit) noexcept nogil:
-    # Less than a line further: at the same place of a line as the tensor, so that registers
-    # of both begin with a line.
-    return place + ((<size_t>tensor - <size_t>place) & (LINE - unit))
+cdef inline char* alike(const Leaves* leaves, char* place, const void* tensor) noexcept nogil:
+    # Less than a line further: where a line begins among the numbers there, one does among
+    # the elements of the tensor.
+    cdef size_t wanted = <size_t>tensor // leaves.elem_size * leaves.real_size
+    return place + ((wanted - <size_t>place) & (LINE - leaves.real_size))
 
 
 cdef size_t lay_out(const Leaves* leaves, Job* job, char* memory) noexcept nogil:
@@ -55,7 +56,7 @@ cdef size_t lay_out(const Leaves* leaves, Job* job, char* memory) noexcept nogil
         place += 2 * channels * sizeof(double)
     job.coefficients = job.prepared
     if job.prepared == NULL:
-        job.coefficients = alike(place, job.out.data, leaves.real_size)
+        job.coefficients = alike(leaves, place, job.out.data)
     place += ceil_div(COEFFICIENTS * (channels + WRAP) * leaves.real_size, 8) * 8 + LINE
     return place - memory
 

@@ -47,12 +47,12 @@ cdef inline Py_ssize_t write_cycles(Place p, Py_ssize_t n, const Palette* palett
 cdef inline void write_run(Place p, Py_ssize_t n, const Palette* palette,
                            int how) noexcept nogil:
     # n neighbouring elements, from column 0 on, the columns repeating with the
-    # palette's period. Registers begin where a line of the cache does.
+    # palette's period. Registers of long runs begin where a line of the cache does.
     cdef Py_ssize_t i = 0, column = 0
     cdef Pen pen
     if how & STREAMING:
         i = find_lines(&p, n)
-    elif n >= LONG_RUN * WIDTH:
+    elif by_lines(how) and n >= LONG_RUN * WIDTH:
         i = to_alignment(p.out)
     if i:
         pen = pen_at(palette, 0, how)
