@@ -21,6 +21,7 @@ cdef enum:
 
 cdef enum:
     CYCLE = 4           # the coefficients of so many columns stay in registers
+    LONG_RUN = 32       # registers: a first one that is a part does not count
 
 cdef struct Palette:
     # The coefficients of columns, once around and WIDTH further.
@@ -126,12 +127,12 @@ cdef inline bint by_lines(int how) noexcept nogil:
 cdef inline void fill_palette(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
                               Py_ssize_t width, int how, Colours* colours,
                               Palette* palette) noexcept nogil:
-    # Of rows without gaps, which are written as one run, at the same place of a register as
-    # the output.
+    # At the same place of a register as the output, where rows are long, or without gaps and
+    # so written as one.
     cdef const Operand* out = operand_of_out(job, how)
     cdef Py_ssize_t n = channels * width, lead = 0
     cdef int which
-    if by_lines(how) and out.middle == n:
+    if by_lines(how) and (n >= LONG_RUN * WIDTH or out.middle == n):
         lead = -to_alignment(element(job, out, channel, 0, 0)) & (WIDTH - 1)
     palette.first, palette.step = &colours.row[0][lead], COLUMNS + PADDING + PADDING
     palette.period = period_of(n)

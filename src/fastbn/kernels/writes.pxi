@@ -9,7 +9,6 @@ cdef enum:
     LONG_ENOUGH = 128       # bytes: runs as long as that are written along, not by columns
     LONG_TO_STREAM = 64     # the same past the cache, where a line in two parts costs more
     SMALL = 2 << 20         # bytes: rows of larger tensors are written one by one
-    LONG_RUN = 32           # registers: a first one that is a part does not count
     MANY = 2048             # channels: the coefficients of more crowd the cache
 
 cdef struct Sheet:
