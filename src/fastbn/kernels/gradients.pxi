@@ -100,38 +100,59 @@ cdef void unusual_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
     coefficient(job, SHIFT)[c] = as_real(shift)
 
 
-cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    # For all channels as if they were usual, in loops that become vectors, and
+cdef inline const double* parameter(const Job* job, const double* vector, double without,
+                                    Py_ssize_t c0, Py_ssize_t n,
+                                    double* scratch) noexcept nogil:
+    # Of n channels. A loop that has to ask whether there is one would not become vectors.
+    cdef Py_ssize_t i
+    if vector != NULL and not job.view.features:
+        return vector + c0
+    for i in range(n):
+        scratch[i] = without
+    return scratch
+
+
+cdef inline void some_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
+    # For n channels as if they were usual, in loops that become vectors, and
     # again for those that are not. The pivot is the mean as `real` has it; the
     # rest of the mean goes into the shift.
-    cdef real* scale = coefficient(job, SCALE)
-    cdef real* pivot = coefficient(job, PIVOT)
-    cdef real* gain = coefficient(job, GAIN)
-    cdef real* shift = coefficient(job, SHIFT)
-    cdef const double* mean = job.mean
-    cdef double* invstd = job.invstd
+    cdef double scratch[2][COLUMNS]
+    cdef const double* weight = parameter(job, job.weight, 1.0, c0, n, scratch[0])
+    cdef const double* bias = parameter(job, job.bias, 0.0, c0, n, scratch[1])
+    cdef const double* mean = job.mean + c0
+    cdef double* invstd = job.invstd + c0
+    cdef real* scale = coefficient(job, SCALE) + c0
+    cdef real* pivot = coefficient(job, PIVOT) + c0
+    cdef real* gain = coefficient(job, GAIN) + c0
+    cdef real* shift = coefficient(job, SHIFT) + c0
     cdef double eps = job.eps
-    cdef Py_ssize_t c
+    cdef Py_ssize_t i
     cdef long unusual = 0
-    cdef fp_state saved = fp_enter()
     if job.var != NULL and job.group == 1:
-        for c in range(c0, c1):
-            invstd[c] = 1.0 / sqrt(job.var[c] + eps)
-    for c in range(c0, c1):
-        scale[c] = 1.0
-    for c in range(c0, c1):
-        pivot[c] = as_real(mean[c])
-    for c in range(c0, c1):
-        gain[c] = as_real(invstd[c] * weight_of(job, c))
-    for c in range(c0, c1):
-        shift[c] = as_real(bias_of(job, c) - (mean[c] - <double>pivot[c])
-                           * (invstd[c] * weight_of(job, c)))
-    for c in range(c0, c1):
-        unusual += not usual(mean[c], invstd[c])
+        for i in range(n):
+            invstd[i] = 1.0 / sqrt(job.var[c0 + i] + eps)
+    for i in range(n):
+        scale[i] = 1.0
+    for i in range(n):
+        pivot[i] = as_real(mean[i])
+    for i in range(n):
+        gain[i] = as_real(invstd[i] * weight[i])
+    for i in range(n):
+        shift[i] = as_real(bias[i] - (mean[i] - <double>pivot[i]) * (invstd[i] * weight[i]))
+    for i in range(n):
+        unusual += not usual(mean[i], invstd[i])
     if unusual:
-        for c in range(c0, c1):
-            if not usual(mean[c], invstd[c]):
-                unusual_coefficients(job, c)
+        for i in range(n):
+            if not usual(mean[i], invstd[i]):
+                unusual_coefficients(job, c0 + i)
+
+
+cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    cdef Py_ssize_t i, c
+    cdef fp_state saved = fp_enter()
+    for i in range(steps(c1 - c0, COLUMNS)):
+        c = c0 + i * COLUMNS
+        some_coefficients(job, c, minimum(COLUMNS, c1 - c))
     wrap(job, c0, c1)
     fp_leave(saved)
 
@@ -147,9 +168,9 @@ cdef inline void spread_coefficients(const Job* job, Py_ssize_t channel, Py_ssiz
 
 
 cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t channel,
-                             Columns* columns, double* s, double* q,
-                             int gradient) noexcept nogil:
+                             Columns* columns, double* s, double* q) noexcept nogil:
     # One channel of a block in float64.
+    cdef int gradient = ACTIVATED if job.fused else GRADIENTS
     cdef Columns own
     cdef WideColumns wide
     cdef Py_ssize_t j, width = columns_per_channel(job)
@@ -189,7 +210,7 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
         if infinite:    # sums that overflowed in `real`, or that are truly infinite
             for c in range(channels):
                 if not_finite(s[c], q[c]):
-                    sum_gradient_again(job, &block, channel + c, columns, &s[c], &q[c], gradient)
+                    sum_gradient_again(job, &block, channel + c, columns, &s[c], &q[c])
         for c in range(channels):
             s_sum[c] += s[c]
         for c in range(channels):
@@ -233,22 +254,24 @@ cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
 # read each pointer again after every store, and could not use vectors.
 
 cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
-                                       Py_ssize_t c1) noexcept nogil:
-    # dx = dy * gain - (d * slope + shift)
-    cdef const double* dbias = job.dbias
-    cdef const double* dweight = job.dweight
-    cdef real* slope = coefficient(job, SLOPE)
-    cdef real* shift = coefficient(job, SHIFT)
+                                       Py_ssize_t n) noexcept nogil:
+    # dx = dy * gain - (d * slope + shift), for n channels
+    cdef double scratch[COLUMNS]
+    cdef const double* weight = parameter(job, job.weight, 1.0, c0, n, scratch)
+    cdef const double* dbias = job.dbias + c0
+    cdef const double* dweight = job.dweight + c0
+    cdef real* slope = coefficient(job, SLOPE) + c0
+    cdef real* shift = coefficient(job, SHIFT) + c0
     cdef double share = 1.0 / <double>count_per_channel(job)
-    cdef Py_ssize_t c
-    for c in range(c0, c1):
-        slope[c] = as_real(weight_of(job, c) * dweight[c] * share
-                           * scaled_invstd(job, c) * scaled_invstd(job, c))
-    for c in range(c0, c1):
-        shift[c] = as_real(weight_of(job, c) * share * scaled_invstd(job, c) * (
-            dbias[c] + rest_of_mean(job, c) * dweight[c] * scaled_invstd(job, c)))
+    cdef Py_ssize_t i
+    for i in range(n):
+        slope[i] = as_real(weight[i] * dweight[i] * share
+                           * scaled_invstd(job, c0 + i) * scaled_invstd(job, c0 + i))
+    for i in range(n):
+        shift[i] = as_real(weight[i] * share * scaled_invstd(job, c0 + i) * (
+            dbias[i] + rest_of_mean(job, c0 + i) * dweight[i] * scaled_invstd(job, c0 + i)))
     if not job.centred:
-        memset(shift + c0, 0, (c1 - c0) * sizeof(real))
+        memset(shift, 0, n * sizeof(real))
 
 
 cdef void group_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -282,7 +305,7 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
     cdef const double* q
     cdef double* dbias = job.dbias
     cdef double* dweight = job.dweight
-    cdef Py_ssize_t c, segment
+    cdef Py_ssize_t i, c, segment
     cdef fp_state saved = fp_enter()
     memset(dbias + c0, 0, (c1 - c0) * sizeof(double))
     memset(dweight + c0, 0, (c1 - c0) * sizeof(double))
@@ -299,7 +322,9 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
     if job.group > 1:
         group_coefficients(job, c0, c1)
     elif job.training:
-        gradient_coefficients(job, c0, c1)
+        for i in range(steps(c1 - c0, COLUMNS)):
+            c = c0 + i * COLUMNS
+            gradient_coefficients(job, c, minimum(COLUMNS, c1 - c))
     elif not job.fused:
         for c in range(c0, c1):
             frozen_coefficients(job, c)

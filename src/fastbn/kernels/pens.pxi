@@ -16,7 +16,7 @@ cdef enum:
     GRADIENT = 1        # dx, else y
     DZ = 2              # dz, the gradient before the activation, from dy
     FUSED = 4           # with an activation or a residual
-    SCALED = 8          # too rare to have each kind of loop
+    SCALED = 8          # rare: one code for all kinds
     STREAMING = 16
 
 cdef enum:

@@ -552,23 +552,25 @@ cdef inline void sum_matrices(const Matrix* x, const Matrix* dy, Features featur
 cdef inline void sum_with_remainder(Matrix x, Matrix dy, Py_ssize_t length, Features features,
                                     const WideColumns* wide, Columns* columns, Py_ssize_t first,
                                     const Pace* pace, int gradient) noexcept nogil:
-    # `length` neighbouring elements as a matrix, and what remains as one more row.
-    sum_matrices(&x, &dy, features, wide, columns, first, pace, gradient)
-    features = later_features(features, x.rows * RUN_COLUMNS)
-    x = remainder_matrix(x, length)
-    dy = remainder_matrix(dy, length)
-    if x.rows:
+    # `length` neighbouring elements as a matrix, and what remains as one more row. A loop,
+    # since the code of a sum is long.
+    cdef int part
+    for part in range(2):
         sum_matrices(&x, &dy, features, wide, columns, first, pace, gradient)
+        features = later_features(features, x.rows * RUN_COLUMNS)
+        x = remainder_matrix(x, length)
+        dy = remainder_matrix(dy, length)
 
 
-cdef inline void gather_pixels(const Job* job, const Operand* operand, Py_ssize_t run,
-                               Py_ssize_t runs, elem* to) noexcept nogil:
+cdef inline elem* gather_pixels(const Job* job, const Operand* operand, Py_ssize_t run,
+                                Py_ssize_t runs, elem* to) noexcept nogil:
     cdef const elem* pixel
     cdef Py_ssize_t i, c, channels = job.view.channels
     for i in range(runs):
         pixel = element(job, operand, 0, run + i, 0)
         for c in range(channels):
             to[i * channels + c] = pixel[c * operand.channel]
+    return to
 
 
 cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns,
@@ -576,28 +578,26 @@ cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns
     # A block of few channels. Pixels that are apart in memory are gathered, so many
     # at a time as make a whole number of groups.
     cdef const Operand* other = &job.dy if gradient else &job.x
+    cdef bint apart = not (gapless_runs(job, &job.x) and gapless_runs(job, other))
     cdef elem x_scratch[ROWS * PIXELS * PIXELS]
     cdef elem dy_scratch[ROWS * PIXELS * PIXELS]
-    cdef elem* dy = x_scratch
+    cdef elem* x
+    cdef elem* dy
     cdef Pace pace = pace_of(job, PIXELS * job.view.channels, gradient)
-    cdef Py_ssize_t i, run, runs
-    if gapless_runs(job, &job.x) and gapless_runs(job, other):
+    cdef Py_ssize_t i, run, runs, at_once = ROWS * PIXELS if apart else block.runs
+    if apart:
+        pace.ahead = 0
+        pace.abreast = False
+    for i in range(steps(block.runs, at_once)):
+        run = block.run + i * at_once
+        runs = minimum(at_once, block.run + block.runs - run)
+        x, dy = element(job, &job.x, 0, run, 0), element(job, other, 0, run, 0)
+        if apart:
+            x = dy = gather_pixels(job, &job.x, run, runs, x_scratch)
+            if gradient:
+                dy = gather_pixels(job, other, run, runs, dy_scratch)
         sum_with_remainder(
-            pixel_matrix(job, element(job, &job.x, 0, block.run, 0), block.runs),
-            pixel_matrix(job, element(job, other, 0, block.run, 0), block.runs),
-            block.runs * job.view.channels, no_features(), NULL, columns, 0, &pace, gradient)
-        return
-    pace.ahead = 0
-    pace.abreast = False
-    for i in range(steps(block.runs, ROWS * PIXELS)):
-        run = block.run + i * ROWS * PIXELS
-        runs = minimum(ROWS * PIXELS, block.run + block.runs - run)
-        gather_pixels(job, &job.x, run, runs, x_scratch)
-        if gradient:
-            gather_pixels(job, &job.dy, run, runs, dy_scratch)
-            dy = dy_scratch
-        sum_with_remainder(
-            pixel_matrix(job, x_scratch, runs), pixel_matrix(job, dy, runs),
+            pixel_matrix(job, x, runs), pixel_matrix(job, dy, runs),
             runs * job.view.channels, no_features(), NULL, columns, 0, &pace, gradient)
 
 

@@ -102,11 +102,12 @@ cdef inline Place place_in(const Sheet* s, const Activation* a, Py_ssize_t row,
     return p
 
 
-cdef inline void write_rows(const Sheet* s, const Activation* a, const Palette* palette,
-                            int how) noexcept nogil:
+cdef inline Py_ssize_t write_rows(const Sheet* s, const Activation* a, const Palette* palette,
+                                  int how) noexcept nogil:
     # Four rows at a time, so that a register's coefficients are loaded once. Rows
     # of WIDTH columns at least; if need be they end with a whole register that
     # overlaps the last but one: it is read first, since `out` may be `x`.
+    # Returns how many rows are done.
     cdef Py_ssize_t row, k, i, n = s.x.columns
     cdef Place p[4]
     cdef lanes tail[4]
@@ -127,8 +128,7 @@ cdef inline void write_rows(const Sheet* s, const Activation* a, const Palette* 
         if n % WIDTH:
             for k in range(4):
                 store(p[k].out + n - WIDTH, tail[k])
-    for row in range(s.x.rows & ~3, s.x.rows):
-        write_run(place_in(s, a, row, how), n, palette, how)
+    return s.x.rows & ~3
 
 
 cdef inline bint crowded(const Job* job) noexcept nogil:
@@ -146,17 +146,16 @@ cdef inline void write_short(const Job* job, const Activation* a, const Block* b
                              Py_ssize_t channel, Py_ssize_t channels, const Palette* palette,
                              int how) noexcept nogil:
     cdef Sheet s = short_sheet(job, a, block, channel, channels, how)
-    cdef Py_ssize_t row, rows = s.x.rows, n = s.x.columns
+    cdef Py_ssize_t row, rows = s.x.rows, n = s.x.columns, done = 0
     cdef bint one_run = (gapless(&s.x) and gapless(&s.dy) and gapless(&s.residual)
                          and gapless(&s.out))
     if (plain(how) and not how & (STREAMING | SCALED) and n >= WIDTH and not crowded(job)
             and job.bytes < <size_t>SMALL
             and not (one_run and (astride(&s.out) or palette.period <= CYCLE * WIDTH))):
-        write_rows(&s, a, palette, how)
-        return
-    if one_run:
+        done = write_rows(&s, a, palette, how)
+    elif one_run:
         rows, n = 1, rows * n
-    for row in range(rows):
+    for row in range(done, rows):
         write_run(place_in(&s, a, row, how), n, palette, how)
 
 
@@ -285,10 +284,17 @@ cdef inline void write_tiles_as(const Job* job, const Activation* a, Py_ssize_t 
         write_tile(job, a, tile, b0, b1, how)
 
 
+cdef void write_scaled(const Job* job, const Activation* a, Py_ssize_t t0, Py_ssize_t t1,
+                       Py_ssize_t b0, Py_ssize_t b1, int how) noexcept nogil:
+    # The same code for all kinds, which asks each time what they need: with loops of their
+    # own, a wheel would be a tenth larger.
+    write_tiles_as(job, a, t0, t1, b0, b1, how | SCALED)
+
+
 cdef inline void write_tiles(const Job* job, const Activation* a, Py_ssize_t t0, Py_ssize_t t1,
                              Py_ssize_t b0, Py_ssize_t b1, int how) noexcept nogil:
     if any_scaled(job, first_channel(job, t0), channels_of_tiles(job, t0, t1)):
-        write_tiles_as(job, a, t0, t1, b0, b1, how | SCALED)
+        write_scaled(job, a, t0, t1, b0, b1, how)
     elif job.streaming and not how & DZ:      # which is read again soon
         write_tiles_as(job, a, t0, t1, b0, b1, how | STREAMING)
         stream_end()
