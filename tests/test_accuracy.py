@@ -80,7 +80,7 @@ def test_a_mean_of_dy_costs_no_more_than_its_own_rounding(level):
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e20, 1e30, 1e37])
-@pytest.mark.parametrize("shape", [(64, 40), (8, 40, 14, 14)])
+@pytest.mark.parametrize("shape", [(64, 40), (64, 1300), (8, 40, 14, 14)])
 def test_writes_at_any_scale(level, scale, shape):
     rng = np.random.default_rng(2)
     x = (rng.standard_normal(shape) * scale).astype(np.float32)
@@ -92,7 +92,7 @@ def test_writes_at_any_scale(level, scale, shape):
     invstd = 1 / np.sqrt(var + eps)
     # dx is as large as 1 / scale: kept where float32 has such numbers.
     with np.errstate(over="ignore"):
-        weight = np.full(40, min(1.0, scale * 1e10))
+        weight = np.full(shape[1], min(1.0, scale * 1e10))
         dx, dweight, _ = fastbn.batch_norm_backward(dy, x, saved_mean, saved_invstd, weight)
         expected = oracle.backward(dy, x, mean, invstd, weight)
     room = np.abs(expected[0]).max() * 1e-6 + 2e-45
