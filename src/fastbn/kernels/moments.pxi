@@ -257,29 +257,42 @@ cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
     fp_leave(saved)
 
 
-cdef inline double average(const Job* job, const double* vectors, Py_ssize_t c) noexcept nogil:
-    # Over the samples.
-    cdef Py_ssize_t sample
-    cdef double total = vectors[c]
+cdef inline const double* averages(const Job* job, const double* vectors, Py_ssize_t c0,
+                                   Py_ssize_t n, double* scratch) noexcept nogil:
+    # Of n channels over the samples.
+    cdef Py_ssize_t i, sample
     if job.samples == 1:
-        return total
+        return vectors + c0
+    memcpy(scratch, vectors + c0, n * sizeof(double))
     for sample in range(1, job.samples):
-        total += vectors[sample * job.view.channels + c]
-    return total / <double>job.samples
+        for i in range(n):
+            scratch[i] += vectors[sample * job.view.channels + c0 + i]
+    for i in range(n):
+        scratch[i] /= <double>job.samples
+    return scratch
 
 
 cdef void update_running(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # The running variance is unbiased, as in the paper's algorithm 2.
-    cdef double* running_mean = job.running_mean
-    cdef double* running_var = job.running_var
+    cdef double scratch[COLUMNS]
+    cdef const double* average
+    cdef double* running_mean
+    cdef double* running_var
     cdef double new = job.momentum, old = 1.0 - job.momentum
     cdef double freedom = <double>count_per_channel(job) - 1.0
-    cdef Py_ssize_t c
+    cdef Py_ssize_t i, k, c, n
     cdef fp_state saved = fp_enter()
-    if running_mean != NULL:
-        for c in range(c0, c1):
-            running_mean[c] = old * running_mean[c] + new * average(job, job.mean, c)
-    if running_var != NULL:
-        for c in range(c0, c1):
-            running_var[c] = old * running_var[c] + new * (average(job, job.m2, c) / freedom)
+    for k in range(steps(c1 - c0, COLUMNS)):
+        c = c0 + k * COLUMNS
+        n = minimum(COLUMNS, c1 - c)
+        if job.running_mean != NULL:
+            running_mean = job.running_mean + c
+            average = averages(job, job.mean, c, n, scratch)
+            for i in range(n):
+                running_mean[i] = old * running_mean[i] + new * average[i]
+        if job.running_var != NULL:
+            running_var = job.running_var + c
+            average = averages(job, job.m2, c, n, scratch)
+            for i in range(n):
+                running_var[i] = old * running_var[i] + new * (average[i] / freedom)
     fp_leave(saved)

@@ -76,7 +76,7 @@ cdef inline lanes before(const Group* g, Py_ssize_t row, lanes d) noexcept nogil
 cdef inline Pair term(const Group* g, Py_ssize_t row, Py_ssize_t left,
                       int gradient) noexcept nogil:
     # WHOLE, or the last row of a run: `left` elements from row 0 on are the run's,
-    # and columns past them get terms of 0.
+    # and columns past them get terms of 0. In trees, too, it is the last row.
     cdef Pair t
     cdef lanes d, z, number
     cdef const elem* x = g.x + row * g.x_step
@@ -109,12 +109,12 @@ cdef inline Pair both(Pair a, Pair b) noexcept nogil:
 
 cdef inline Pair tree2(const Group* g, Py_ssize_t row, Py_ssize_t left,
                        int gradient) noexcept nogil:
-    return both(term(g, row, left, gradient), term(g, row + 1, left, gradient))
+    return both(term(g, row, WHOLE, gradient), term(g, row + 1, left, gradient))
 
 
 cdef inline Pair tree4(const Group* g, Py_ssize_t row, Py_ssize_t left,
                        int gradient) noexcept nogil:
-    return both(tree2(g, row, left, gradient), tree2(g, row + 2, left, gradient))
+    return both(tree2(g, row, WHOLE, gradient), tree2(g, row + 2, left, gradient))
 
 
 cdef inline Pair tree8(const Group* g, Py_ssize_t left, int gradient) noexcept nogil:
@@ -429,8 +429,8 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, Features features, P
                              int gradient, bint weighted, bint fresh) noexcept nogil:
     # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part; what
     # they are added to is 0, if they are the first ones.
-    cdef Py_ssize_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
-    cdef Py_ssize_t k, j, groups = n // size, left = n % size
+    cdef size_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
+    cdef Py_ssize_t k, j, groups = <size_t>n // size, left = <size_t>n % size
     cdef Group g
     cdef Sums sums
     g.x_step = RUN_COLUMNS
@@ -456,20 +456,22 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, Features features, P
 cdef inline void sum_run(const elem* x, const elem* dy, Features features, Py_ssize_t length,
                          Columns* columns, Py_ssize_t first, const Pace* pace,
                          int gradient, bint fresh) noexcept nogil:
-    cdef Py_ssize_t i, n, at
-    for i in range(steps(length, IN_L1)):
-        fresh &= i == 0
-        at = i * IN_L1
-        n = minimum(IN_L1, length - at)
+    cdef Py_ssize_t n
+    while True:
+        n = minimum(IN_L1, length)
         if gradient != MOMENTS and features.weight != NULL:
-            sum_stretch(x + at, dy + at, later_features(features, at), n, columns, first,
-                        pace.ahead, False, gradient, True, fresh)
-        elif pace.group == ROWS:
-            sum_stretch(x + at, dy + at, features, n, columns, first, pace.ahead, False, gradient,
-                        False, fresh)
-        else:
-            sum_stretch(x + at, dy + at, features, n, columns, first, 0, True, gradient, False,
+            sum_stretch(x, dy, features, n, columns, first, pace.ahead, False, gradient, True,
                         fresh)
+        elif pace.group == ROWS:
+            sum_stretch(x, dy, features, n, columns, first, pace.ahead, False, gradient, False,
+                        fresh)
+        else:
+            sum_stretch(x, dy, features, n, columns, first, 0, True, gradient, False, fresh)
+        length -= n
+        if length == 0:
+            return
+        x, dy, fresh = x + n, dy + n, False
+        features = later_features(features, n)
 
 
 # The same sums in float64, for blocks where `real` will not do.
@@ -608,7 +610,7 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
     cdef Matrix x, dy
     cdef const Operand* other = &job.dy if gradient else &job.x
     cdef Py_ssize_t i, c, run, together
-    cdef Py_ssize_t width = columns_per_channel(job)
+    cdef Py_ssize_t width = columns_per_channel(job), length = block.length
     cdef Pace pace
     cdef Features features = no_features()
     if gradient and job.view.features:
@@ -623,7 +625,7 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
                 if wide == NULL:
                     sum_run(element(job, &job.x, channel + c, run, block.offset),
                             element(job, other, channel + c, run, block.offset), features,
-                            block.length, columns, c * width, &pace, gradient, run == block.run)
+                            length, columns, c * width, &pace, gradient, run == block.run)
                     continue
                 x = long_matrix(job, &job.x, block, channel + c, run)
                 dy = long_matrix(job, other, block, channel + c, run)
