@@ -1,4 +1,4 @@
-from typing import Literal, SupportsIndex, final, overload
+from typing import Any, Literal, SupportsIndex, final, overload
 
 from numpy.typing import NDArray
 
@@ -88,6 +88,26 @@ def forward(
     prepared: Prepared | None = None,
     /,
 ) -> tuple[NDArray[Floating], Float64, Float64]: ...
+@overload
+def forward(
+    x: NDArray[Floating],
+    weight: Vector | None,
+    bias: Vector | None,
+    running_mean: Kept | None,
+    running_var: Kept | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    layout: str | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: NDArray[Floating] | None,
+    out: NDArray[Floating] | None,
+    only_y: bool,
+    num_features: int | None = None,
+    prepared: Prepared | None = None,
+    /,
+) -> Any: ...
 def backward(
     dy: NDArray[Floating],
     x: NDArray[Floating],

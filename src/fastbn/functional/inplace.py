@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Its inverse is a float32, too.
 LEAST_SLOPE = float(np.finfo(np.float32).tiny)
+#: Its inverse overflows.
+LARGEST_WITHOUT_INVERSE = 2.0**-1024
 
 
 def check_activation(activation: Activation | None, negative_slope: float) -> None:
@@ -42,12 +44,13 @@ def check_weight(weight: Vector | None, channels: int) -> None:
         return
     _view.check_vector(weight, "weight", channels)
     with np.errstate(all="ignore"):
-        inverse = 1.0 / weight.astype(np.float64)
-    unfit = np.flatnonzero(~np.isfinite(inverse) | (inverse == 0))
-    if unfit.size:
+        size = np.abs(weight.astype(np.float64))
+        fit = (size > LARGEST_WITHOUT_INVERSE) & (size < np.inf)
+    if not fit.all():
+        unfit = np.argmin(fit)
         raise ValueError(
             "weight: expected finite numbers other than 0, without which y does not tell what x "
-            f"was, got {weight[unfit[0]]} for channel {unfit[0]}"
+            f"was, got {weight[unfit]} for channel {unfit}"
         )
 
 

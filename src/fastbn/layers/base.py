@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all layers share: modes, what backward needs, parameters, state.
+"""What all layers share: calls, backward, modes, parameters, state.
 
-A layer adds its arguments, `__call__` (a direct call of what does the work, which
-nothing here stands between), `_gradients` and `__repr__`. May keep state. May
-not do arithmetic on tensors.
+A layer adds its arguments, `_forward` and `_gradients`, which call what does the work, and
+what `__repr__` shows. May keep state. May not do arithmetic on tensors.
 """
 
 from __future__ import annotations
@@ -66,6 +65,9 @@ class Layer:
         As for the functions.
     """
 
+    #: Arguments that `__repr__` shows where they differ from these.
+    _defaults: tuple[tuple[str, object], ...]
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -86,25 +88,65 @@ class Layer:
         self.bias_grad: Kept | None = None
         self._shape = shape
         self._parameters = [n for n in ("weight", "bias") if getattr(self, n) is not None]
-        # (x, residual, and the statistics): what backward needs.
-        self._saved: tuple | None = None
+        # What backward needs: (x, residual, statistics).
+        self._saved: tuple[NDArray, NDArray | None, tuple] | None = None
         self._overwritten = False  # a tensor of the last call is gone, so backward is too
 
-    def _keep(
-        self, x: NDArray, residual: NDArray | None, out: NDArray | None, *statistics: NDArray
-    ) -> None:
-        self._overwritten = _view.overwritten(out, x, residual)
-        self._saved = None if self._overwritten else (x, residual, *statistics)
-
-    def _forget(self) -> None:
-        self._saved, self._overwritten = None, False
-
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        # Of x, weight and bias, in this order, then of the residual, if there was one;
-        # `saved` is what `_keep` was given.
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        # In training a tuple: y, then the statistics that `_gradients` gets back. Else y.
+        # What it refuses has changed nothing.
         raise NotImplementedError
+
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        # Of x, weight and bias, in this order, then of the residual, if there was one.
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
+    ) -> NDArray[Floating]:
+        """Normalise `x`; in training, keep what `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray of float16, bfloat16, float32 or float64
+            With the channels of the layer, or the last axes of its `normalized_shape`.
+            In training a reference to it is kept for `backward`, until the next call or
+            `eval`.
+        out : ndarray of the shape and dtype of `x`, optional
+            Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
+
+        Returns
+        -------
+        y : ndarray
+            `out`, or a new array of the shape, dtype and memory order of `x`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the function of the same operation, such as `batch_norm`; and for another
+            number of channels. A call that is refused changes nothing.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.BatchNorm(2).eval()
+        >>> bn(np.array([[1.0, 2.0]])).round(3)
+        array([[1., 2.]])
+        """
+        training = self.training
+        result: Any = self._forward(x, residual, out, training)
+        if not training:
+            self._saved, self._overwritten = None, False
+            return result
+        self._overwritten = out is not None and _view.overwritten(out, x, residual)
+        self._saved = None if self._overwritten else (x, residual, result[1:])
+        return result[0]
 
     def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:
         """Return `dx` of the last call in training; set the gradients of the parameters.
@@ -145,16 +187,16 @@ class Layer:
             raise RuntimeError(
                 "backward: the x or the residual of the last call was overwritten through out="
             )
-        saved = self._saved
-        if saved is None:
+        if self._saved is None:
             raise RuntimeError("backward: expected a call in training mode before it, got none")
-        dx, *gradients = self._gradients(dy, saved, out)
-        if _view.overwritten(out, saved[0], saved[1]):
+        x, residual, statistics = self._saved
+        dx, *gradients = self._gradients(dy, x, statistics, residual, out)
+        if _view.overwritten(out, x, residual):
             self._saved, self._overwritten = None, True
         # The functions return a gradient also for a parameter that the layer does not have.
         for name, gradient in zip(self._parameters, gradients, strict=False):
             setattr(self, f"{name}_grad", gradient)
-        return dx if saved[1] is None else (dx, gradients[-1])
+        return dx if residual is None else (dx, gradients[-1])
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode (or, with ``mode=False``, to evaluation); return self.
@@ -176,7 +218,7 @@ class Layer:
         """
         self.training = _view.check_flag(mode, "mode")
         if not self.training:
-            self._forget()
+            self._saved, self._overwritten = None, False
         return self
 
     def eval(self) -> Self:
@@ -269,43 +311,41 @@ class Layer:
 
     def __getstate__(self) -> dict[str, object]:
         # Copies and pickles leave the last batch behind.
-        return self.__dict__ | {"_saved": None, "_overwritten": False, "_prepared": None}
+        return self.__dict__ | {"_saved": None, "_overwritten": False}
 
-    def _described(self, arguments: str, **defaults: object) -> str:
-        # `arguments`, and the attributes that differ from these defaults.
-        parts = [arguments]
-        for name, default in (defaults | {"activation": None, "negative_slope": 0.01}).items():
+    def _arguments(self) -> str:
+        # Those that `__repr__` shows always.
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        shown = [self._arguments()]
+        for name, default in (*self._defaults, ("activation", None), ("negative_slope", 0.01)):
             if getattr(self, name) != default:
-                parts.append(f"{name}={getattr(self, name)!r}")
+                shown.append(f"{name}={getattr(self, name)!r}")
         if self.dtype != np.float32:
-            parts.append(f"dtype={self.dtype}")
+            shown.append(f"dtype={self.dtype}")
         if not self.training:
-            parts.append("training=False")
-        return f"{type(self).__name__}({', '.join(parts)})"
+            shown.append("training=False")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class TrackingLayer(Layer):
-    """A layer of channels that may keep running statistics.
+    """A layer of channels that may keep running statistics; its arguments are `BatchNorm`'s."""
 
-    Parameters
-    ----------
-    num_features, eps, momentum, affine, track_running_stats, layout, dtype
-        As for `BatchNorm`.
-    activation, negative_slope
-        As for `BatchNorm`.
-    """
+    _defaults = (("affine", True), ("track_running_stats", True), ("layout", None))
 
     def __init__(
         self,
         num_features: SupportsIndex,
-        eps: float,
-        momentum: float | None,
-        affine: bool,
-        track_running_stats: bool,
-        layout: str | None,
-        dtype: DTypeLike,
-        activation: Activation | None,
-        negative_slope: float,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        layout: str | None = None,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         self.num_features = checked_size(num_features, "num_features")
         self.eps = _view.check_eps(eps)
@@ -337,3 +377,6 @@ class TrackingLayer(Layer):
         if self.track_running_stats:
             names += ["running_mean", "running_var", "num_batches_tracked"]
         return names
+
+    def _arguments(self) -> str:
+        return f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -19,9 +19,9 @@ from fastbn.functional import (
 from fastbn.layers.base import Layer, TrackingLayer, checked_size
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import DTypeLike
 
-    from fastbn._types import Activation, Floating, Gradients
+    from fastbn._types import Activation, Gradients
 
 
 class GroupNorm(Layer):
@@ -82,6 +82,8 @@ class GroupNorm(Layer):
     GroupNorm(2, 6, eps=1e-05, layout='NHWC', training=False)
     """
 
+    _defaults = (("affine", True), ("layout", None))
+
     def __init__(
         self,
         num_groups: SupportsIndex,
@@ -113,58 +115,10 @@ class GroupNorm(Layer):
             bias=self.affine,
         )
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
-
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            With `num_channels` channels. In training a reference to it is kept
-            for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `group_norm`; and for another number of channels.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> gn = fastbn.GroupNorm(2, 4)
-        >>> gn(np.array([[1.0, 3.0, 10.0, 30.0]])).round(3)
-        array([[-1.,  1., -1.,  1.]])
-        """
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
         _view.check_channels(x, self.layout, self.num_channels)
-        if not self.training:
-            self._forget()
-            return group_norm(
-                x,
-                self.num_groups,
-                self.weight,
-                self.bias,
-                self.eps,
-                layout=self.layout,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
-        y, mean, invstd = group_norm_forward(
+        norm = group_norm_forward if training else group_norm
+        return norm(
             x,
             self.num_groups,
             self.weight,
@@ -176,13 +130,9 @@ class GroupNorm(Layer):
             residual=residual,
             out=out,
         )
-        self._keep(x, residual, out, mean, invstd)
-        return y
 
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, mean, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        mean, invstd = statistics
         return group_norm_backward(
             dy,
             x,
@@ -198,10 +148,8 @@ class GroupNorm(Layer):
             out=out,
         )
 
-    def __repr__(self) -> str:
-        return self._described(
-            f"{self.num_groups}, {self.num_channels}, eps={self.eps:g}", affine=True, layout=None
-        )
+    def _arguments(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps:g}"
 
 
 class InstanceNorm(TrackingLayer):
@@ -268,6 +216,8 @@ class InstanceNorm(TrackingLayer):
     InstanceNorm(3, eps=1e-05, momentum=0.1, affine=True, training=False)
     """
 
+    _defaults = (("affine", False), ("track_running_stats", False), ("layout", None))
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -287,74 +237,24 @@ class InstanceNorm(TrackingLayer):
             momentum,
             affine,
             track_running_stats,
-            layout,
-            dtype,
-            activation,
-            negative_slope,
+            layout=layout,
+            activation=activation,
+            negative_slope=negative_slope,
+            dtype=dtype,
         )
         # No None: it is the average over batches in BatchNorm, and 0 in PyTorch's InstanceNorm.
         self.momentum: float = _view.check_momentum(momentum)
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
-
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            With `num_features` channels. In training a reference to it is kept
-            for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `instance_norm`; and for another number of channels.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> norm = fastbn.InstanceNorm(2)
-        >>> norm(np.array([[[1.0, 3.0], [10.0, 30.0]]])).round(3)
-        array([[[-1.,  1.],
-                [-1.,  1.]]])
-        """
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
         _view.check_channels(x, self.layout, self.num_features)
-        if not self.training:
-            self._forget()
-            return instance_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.running_mean is None,
-                eps=self.eps,
-                layout=self.layout,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
-        y, mean, invstd = instance_norm_forward(
+        norm = instance_norm_forward if training else instance_norm
+        result = norm(
             x,
-            self.weight,
-            self.bias,
+            weight=self.weight,
+            bias=self.bias,
             running_mean=self.running_mean,
             running_var=self.running_var,
+            use_input_stats=training or self.running_mean is None,
             momentum=self.momentum,
             eps=self.eps,
             layout=self.layout,
@@ -363,14 +263,12 @@ class InstanceNorm(TrackingLayer):
             residual=residual,
             out=out,
         )
-        self._count(x)
-        self._keep(x, residual, out, mean, invstd)
-        return y
+        if training:
+            self._count(x)
+        return result
 
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, mean, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        mean, invstd = statistics
         return instance_norm_backward(
             dy,
             x,
@@ -383,12 +281,4 @@ class InstanceNorm(TrackingLayer):
             negative_slope=self.negative_slope,
             residual=residual,
             out=out,
-        )
-
-    def __repr__(self) -> str:
-        return self._described(
-            f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}",
-            affine=False,
-            track_running_stats=False,
-            layout=None,
         )

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
 from fastbn import _view
 from fastbn.functional import batch_norm, batch_norm_backward_inplace, batch_norm_forward
 from fastbn.functional.inplace import check_activation, check_weight
-from fastbn.layers.base import TrackingLayer
+from fastbn.layers.base import Layer, TrackingLayer
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -83,13 +83,14 @@ class InPlaceBatchNorm(TrackingLayer):
             momentum,
             affine,
             track_running_stats,
-            layout,
-            dtype,
-            activation,
-            negative_slope,
+            layout=layout,
+            activation=activation,
+            negative_slope=negative_slope,
+            dtype=dtype,
         )
 
-    def __call__(self, x: NDArray[Floating]) -> NDArray[Floating]:
+    # `out` would be another place, and backward knows of no residual.
+    def __call__(self, x: NDArray[Floating]) -> NDArray[Floating]:  # type: ignore[override]
         """Overwrite `x` with its normalisation, and return it.
 
         Parameters
@@ -116,11 +117,13 @@ class InPlaceBatchNorm(TrackingLayer):
         >>> bn(np.array([[1.0], [3.0]])).round(3).ravel()
         array([-1.,  1.])
         """
+        return Layer.__call__(self, x)
+
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
         _view.check_channels(x, self.layout, self.num_features)
         if not x.flags.writeable:
             raise ValueError("x: expected a writable array, since y takes its place")
-        if not self.training:
-            self._forget()
+        if not training:
             return batch_norm(
                 x,
                 self.running_mean,
@@ -150,16 +153,13 @@ class InPlaceBatchNorm(TrackingLayer):
             out=x,
         )
         self._count(x)
-        self._saved, self._overwritten = (x, None, invstd), False
-        return x
+        return x, invstd
 
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        y, _, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        (invstd,) = statistics
         return batch_norm_backward_inplace(
             dy,
-            y,
+            x,
             invstd,
             self.weight,
             self.bias,
@@ -167,12 +167,4 @@ class InPlaceBatchNorm(TrackingLayer):
             activation=self.activation,
             negative_slope=self.negative_slope,
             out=out,
-        )
-
-    def __repr__(self) -> str:
-        return self._described(
-            f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}",
-            affine=True,
-            track_running_stats=True,
-            layout=None,
         )

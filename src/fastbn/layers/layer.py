@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,9 @@ from fastbn.functional import (
 from fastbn.layers.base import Layer
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import DTypeLike
 
-    from fastbn._types import Activation, Floating, Gradients, Shape
+    from fastbn._types import Activation, Gradients, Shape
 
 
 class LayerNorm(Layer):
@@ -80,6 +80,8 @@ class LayerNorm(Layer):
     LayerNorm((64,), eps=1e-05, training=False)
     """
 
+    _defaults = (("elementwise_affine", True),)
+
     def __init__(
         self,
         normalized_shape: Shape,
@@ -104,56 +106,9 @@ class LayerNorm(Layer):
             bias=bias,
         )
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
-
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            Its last axes have the lengths of `normalized_shape`. In training a
-            reference to it is kept for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `layer_norm`.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> ln = fastbn.LayerNorm(2)
-        >>> ln(np.array([[1.0, 3.0]])).round(3)
-        array([[-1.,  1.]])
-        """
-        if not self.training:
-            self._forget()
-            return layer_norm(
-                x,
-                self.normalized_shape,
-                self.weight,
-                self.bias,
-                self.eps,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
-        y, mean, invstd = layer_norm_forward(
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        norm = layer_norm_forward if training else layer_norm
+        return norm(
             x,
             self.normalized_shape,
             self.weight,
@@ -164,13 +119,9 @@ class LayerNorm(Layer):
             residual=residual,
             out=out,
         )
-        self._keep(x, residual, out, mean, invstd)
-        return y
 
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, mean, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        mean, invstd = statistics
         return layer_norm_backward(
             dy,
             x,
@@ -185,11 +136,10 @@ class LayerNorm(Layer):
             out=out,
         )
 
-    def __repr__(self) -> str:
-        arguments = f"{self.normalized_shape}, eps={self.eps:g}"
-        if self.elementwise_affine and self.bias is None:
-            arguments += ", bias=False"
-        return self._described(arguments, elementwise_affine=True)
+    def _arguments(self) -> str:
+        shown = f"{self.normalized_shape}, eps={self.eps:g}"
+        without_bias = self.elementwise_affine and self.bias is None
+        return shown + ", bias=False" if without_bias else shown
 
 
 class RMSNorm(Layer):
@@ -248,6 +198,8 @@ class RMSNorm(Layer):
     RMSNorm((64,), eps=None, training=False)
     """
 
+    _defaults = (("elementwise_affine", True),)
+
     def __init__(
         self,
         normalized_shape: Shape,
@@ -270,55 +222,9 @@ class RMSNorm(Layer):
             bias=False,
         )
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
-
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            Its last axes have the lengths of `normalized_shape`. In training a
-            reference to it is kept for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `rms_norm`.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> norm = fastbn.RMSNorm(2)
-        >>> norm(np.array([[1.0, 7.0]])).round(3)
-        array([[0.2, 1.4]])
-        """
-        if not self.training:
-            self._forget()
-            return rms_norm(
-                x,
-                self.normalized_shape,
-                self.weight,
-                self.eps,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
-        y, invrms = rms_norm_forward(
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        norm = rms_norm_forward if training else rms_norm
+        return norm(
             x,
             self.normalized_shape,
             self.weight,
@@ -328,13 +234,9 @@ class RMSNorm(Layer):
             residual=residual,
             out=out,
         )
-        self._keep(x, residual, out, invrms)
-        return y
 
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, invrms = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        (invrms,) = statistics
         return rms_norm_backward(
             dy,
             x,
@@ -347,6 +249,6 @@ class RMSNorm(Layer):
             out=out,
         )
 
-    def __repr__(self) -> str:
+    def _arguments(self) -> str:
         eps = None if self.eps is None else f"{self.eps:g}"
-        return self._described(f"{self.normalized_shape}, eps={eps}", elementwise_affine=True)
+        return f"{self.normalized_shape}, eps={eps}"
