@@ -43,11 +43,12 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype:
 
 def _checked_batches(value: object) -> int:
     array = np.asarray(value)
-    if array.shape != () or array.dtype.kind not in "iu":
+    if array.shape not in ((), (1,)) or array.dtype.kind not in "iu":
         raise TypeError(f"num_batches_tracked: expected an integer, got {value!r}")
-    if not 0 <= int(array) < 2**63:
+    batches = int(array.item())
+    if not 0 <= batches < 2**63:
         raise ValueError(f"num_batches_tracked: expected at least 0, got {value!r}")
-    return int(array)
+    return batches
 
 
 class Layer:
@@ -259,7 +260,9 @@ class Layer:
             for name in self._state_names()
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, NDArray]) -> None:
+    def load_state_dict(
+        self, state_dict: Mapping[str, NDArray], strict: bool = True
+    ) -> tuple[list[str], list[str]]:
         """Copy parameters and statistics from a dictionary with PyTorch's names.
 
         All of it is checked before anything is changed.
@@ -267,13 +270,24 @@ class Layer:
         Parameters
         ----------
         state_dict : mapping of str to ndarray
-            Exactly the names of `state_dict`. Of a PyTorch module:
-            ``{k: v.numpy() for k, v in module.state_dict().items()}``.
+            The names of `state_dict`, with arrays of float16, bfloat16, float32 or
+            float64; ``num_batches_tracked`` is an integer, an array of shape () or (1,).
+            Of a PyTorch module: ``{k: v.numpy() for k, v in module.state_dict().items()}``.
+        strict : bool, default True
+            Raise if a name is missing or unexpected; otherwise such names are left out.
+
+        Returns
+        -------
+        missing_keys : list of str
+            Names of the layer that `state_dict` does not have. ``num_batches_tracked``,
+            which older checkpoints do not have, is not among them: it stays as it is.
+        unexpected_keys : list of str
+            Names of `state_dict` that the layer does not have.
 
         Raises
         ------
         KeyError
-            If a name is missing or unknown.
+            If `strict`, and a name is missing or unexpected.
         ValueError, TypeError
             If a shape or a dtype does not fit.
 
@@ -283,29 +297,40 @@ class Layer:
         >>> a, b = fastbn.BatchNorm(2), fastbn.BatchNorm(2)
         >>> a.weight[:] = 3.0
         >>> b.load_state_dict(a.state_dict())
+        ([], [])
         >>> b.weight
         array([3., 3.], dtype=float32)
+        >>> b.load_state_dict({"weight": a.weight, "scale": a.weight}, strict=False)
+        (['bias', 'running_mean', 'running_var'], ['scale'])
         """
-        names = self._state_names()
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
-        if set(state_dict) != set(names):
+        strict = _view.check_flag(strict, "strict")
+        names = self._state_names()
+        missing = [n for n in names if n not in state_dict and n != "num_batches_tracked"]
+        unexpected = [name for name in state_dict if name not in names]
+        if strict and (missing or unexpected):
             raise KeyError(
-                f"state_dict: expected exactly {sorted(names)}, got {sorted(state_dict, key=repr)}"
+                f"state_dict: expected the names {names}, got {list(state_dict)}, "
+                f"where {missing} are missing and {unexpected} unexpected"
             )
-        loaded = {name: self._checked(name, state_dict[name]) for name in names}
+        loaded = {n: self._checked(n, state_dict[n]) for n in names if n in state_dict}
         for name, value in loaded.items():
             if isinstance(value, int):
                 setattr(self, name, value)
             else:
                 getattr(self, name)[...] = value
+        return missing, unexpected
 
     def _checked(self, name: str, value: object) -> Kept | int:
         if name == "num_batches_tracked":
             return _checked_batches(value)
-        array = _view.check_parameter(value, name, self._shape)
-        if not getattr(self, name).flags.writeable:
-            raise ValueError(f"{name}: expected a writable array in the layer")
+        array = _view.check_array(value, name)
+        if array.shape != self._shape:
+            raise ValueError(f"{name}: expected shape {self._shape}, got {array.shape}")
+        kept = _view.check_parameter(getattr(self, name), f"the layer's {name}", self._shape)
+        if not kept.flags.writeable:
+            raise ValueError(f"the layer's {name}: expected a writable array, got a read-only one")
         with np.errstate(all="ignore"):
             return array.astype(self.dtype)
 
