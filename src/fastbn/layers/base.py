@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 import numpy as np
 
 from fastbn import _view
+from fastbn._docs import filled
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -102,6 +103,7 @@ class Layer:
         # Of x, weight and bias, in this order, then of the residual, if there was one.
         raise NotImplementedError
 
+    @filled
     def __call__(
         self,
         x: NDArray[Floating],
@@ -124,8 +126,7 @@ class Layer:
 
         Returns
         -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
+        {y}
 
         Raises
         ------

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastbn import _view
+from fastbn._docs import filled
 from fastbn.functional import batch_norm_backward
 from fastbn.layers.base import TrackingLayer
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from fastbn._types import Gradients
 
 
+@filled
 class BatchNorm(TrackingLayer):
     """Batch normalisation with parameters and running statistics.
 
@@ -20,43 +22,26 @@ class BatchNorm(TrackingLayer):
 
     Parameters
     ----------
-    num_features : int
-        C, the number of channels; at least 1.
-    eps : float, default 1e-5
-        Added to the variance, inside the root.
-    momentum : float or None, default 0.1
-        The share of the new value in a running statistic. ``None``: running
-        statistics are the plain average over all batches so far.
-    affine : bool, default True
-        Keep `weight` and `bias`; otherwise both are ``None``.
-    track_running_stats : bool, default True
-        Keep running statistics; otherwise evaluation, too, normalises with the
-        statistics of the batch.
-    layout : str, optional
-        As for `batch_norm`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of parameters and running statistics: float32 or float64. The input may
-        be either, float16 or bfloat16; `y` has the dtype of `x`.
+    {num_features}
+    {eps}
+    {average_momentum}
+    {keep_affine: True}
+    {track}
+    {layout}
+    {activation}
+    {negative_slope}
+    {dtype: parameters and running statistics}
 
     Attributes
     ----------
-    weight, bias : ndarray of shape (C,), or None
-    running_mean, running_var : ndarray of shape (C,), or None
-    num_batches_tracked : int or None
-        How many batches the running statistics have seen.
-    weight_grad, bias_grad : ndarray of shape (C,), or None
-        Set by `backward`.
-    training : bool
-        Set by `train` and `eval`.
+    {weights: (C,)}
+    {tracked}
+    {gradients: (C,)}
+    {training}
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------

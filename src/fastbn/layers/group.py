@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from fastbn import _view
+from fastbn._docs import filled
 from fastbn.functional import (
     group_norm,
     group_norm_backward,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Gradients
 
 
+@filled
 class GroupNorm(Layer):
     """Group normalisation with parameters.
 
@@ -35,33 +37,23 @@ class GroupNorm(Layer):
         G, the number of groups; it divides `num_channels`.
     num_channels : int
         C, the number of channels; at least 1.
-    eps : float, default 1e-5
-        Added to the variance, inside the root.
-    affine : bool, default True
-        Keep `weight` and `bias`; otherwise both are ``None``.
-    layout : str, optional
-        As for `group_norm`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of parameters: float32 or float64. The input may be either, float16 or
-        bfloat16; `y` has the dtype of `x`.
+    {eps}
+    {keep_affine: True}
+    {instance_layout}
+    {activation}
+    {negative_slope}
+    {dtype: parameters}
 
     Attributes
     ----------
-    weight, bias : ndarray of shape (C,), or None
-    weight_grad, bias_grad : ndarray of shape (C,), or None
-        Set by `backward`.
-    training : bool
-        Set by `train` and `eval`. Evaluation gives the same `y`, but keeps
-        nothing for `backward`.
+    {weights: (C,)}
+    {gradients: (C,)}
+    {training}
+        Evaluation gives the same `y`, but keeps nothing for `backward`.
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
@@ -152,6 +144,7 @@ class GroupNorm(Layer):
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps:g}"
 
 
+@filled
 class InstanceNorm(TrackingLayer):
     """Instance normalisation, with parameters and running statistics on request.
 
@@ -159,43 +152,29 @@ class InstanceNorm(TrackingLayer):
 
     Parameters
     ----------
-    num_features : int
-        C, the number of channels; at least 1.
-    eps : float, default 1e-5
-        Added to the variance, inside the root.
-    momentum : float, default 0.1
-        The share of the new value in a running statistic.
-    affine : bool, default False
-        Keep `weight` and `bias`; otherwise both are ``None``.
+    {num_features}
+    {eps}
+    {momentum}
+    {keep_affine: False}
     track_running_stats : bool, default False
         Keep running statistics, and normalise with them in evaluation;
         otherwise evaluation, too, normalises with the statistics of the input.
-    layout : str, optional
-        As for `group_norm`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of parameters and running statistics: float32 or float64. The input may
-        be either, float16 or bfloat16; `y` has the dtype of `x`.
+    {instance_layout}
+    {activation}
+    {negative_slope}
+    {dtype: parameters and running statistics}
 
     Attributes
     ----------
-    weight, bias : ndarray of shape (C,), or None
-    running_mean, running_var : ndarray of shape (C,), or None
-    num_batches_tracked : int or None
-        How many batches the running statistics have seen. PyTorch keeps it, but
-        leaves it at 0.
-    weight_grad, bias_grad : ndarray of shape (C,), or None
-        Set by `backward`.
-    training : bool
-        Set by `train` and `eval`.
+    {weights: (C,)}
+    {tracked}
+        PyTorch keeps it, but leaves it at 0.
+    {gradients: (C,)}
+    {training}
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------

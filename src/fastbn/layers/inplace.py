@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from fastbn import _view
+from fastbn._docs import filled
 from fastbn.functional import batch_norm, batch_norm_backward_inplace, batch_norm_forward
 from fastbn.functional.inplace import check_activation, check_weight
 from fastbn.layers.base import Layer, TrackingLayer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Floating, Gradients
 
 
+@filled
 class InPlaceBatchNorm(TrackingLayer):
     """Batch normalisation that overwrites its input, in training too.
 
@@ -27,24 +29,29 @@ class InPlaceBatchNorm(TrackingLayer):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, layout, dtype
-        As for `BatchNorm`.
+    {num_features}
+    {eps}
+    {average_momentum}
+    {keep_affine: True}
+    {track}
+    {layout}
     activation : {None, "leaky_relu"}, default "leaky_relu"
         What `y` goes through, in the same pass: one that can be undone.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0; at least 1.2e-38 itself.
+    {negative_slope}
+        At least 1.2e-38 itself.
+    {dtype: parameters and running statistics}
 
     Attributes
     ----------
-    weight, bias, running_mean, running_var, num_batches_tracked, training
-        As of `BatchNorm`. No weight may be 0 in training.
-    weight_grad, bias_grad : ndarray of shape (C,), or None
-        Set by `backward`.
+    {weights: (C,)}
+        No weight may be 0 in training.
+    {tracked}
+    {gradients: (C,)}
+    {training}
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbn import _view
+from fastbn._docs import filled
 from fastbn.functional import (
     layer_norm,
     layer_norm_backward,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Gradients, Shape
 
 
+@filled
 class LayerNorm(Layer):
     """Layer normalisation with parameters.
 
@@ -31,35 +33,26 @@ class LayerNorm(Layer):
 
     Parameters
     ----------
-    normalized_shape : int or sequence of int
-        The lengths of the last axes of the input, over which it is normalised.
-    eps : float, default 1e-5
-        Added to the variance, inside the root.
+    {normalized_shape}
+    {eps}
     elementwise_affine : bool, default True
         Keep `weight` and, with `bias`, also `bias`; otherwise both are ``None``.
     bias : bool, default True
         See `elementwise_affine`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of parameters: float32 or float64. The input may be either, float16 or
-        bfloat16; `y` has the dtype of `x`.
+    {activation}
+    {negative_slope}
+    {dtype: parameters}
 
     Attributes
     ----------
-    weight, bias : ndarray of shape `normalized_shape`, or None
-    weight_grad, bias_grad : ndarray of shape `normalized_shape`, or None
-        Set by `backward`.
-    training : bool
-        Set by `train` and `eval`. Evaluation gives the same `y`, but keeps
-        nothing for `backward`.
+    {weights: `normalized_shape`}
+    {gradients: `normalized_shape`}
+    {training}
+        Evaluation gives the same `y`, but keeps nothing for `backward`.
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
@@ -142,6 +135,7 @@ class LayerNorm(Layer):
         return shown + ", bias=False" if without_bias else shown
 
 
+@filled
 class RMSNorm(Layer):
     """Normalisation by the root of the mean square, with a weight.
 
@@ -149,19 +143,13 @@ class RMSNorm(Layer):
 
     Parameters
     ----------
-    normalized_shape : int or sequence of int
-        The lengths of the last axes of the input, over which it is normalised.
-    eps : float, optional
-        Added to the mean square, inside the root. Without it, as for `rms_norm`.
+    {normalized_shape}
+    {rms_eps}
     elementwise_affine : bool, default True
         Keep `weight`; otherwise it is ``None``.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of the weight: float32 or float64. The input may be either, float16 or
-        bfloat16; `y` has the dtype of `x`.
+    {activation}
+    {negative_slope}
+    {dtype: the weight}
 
     Attributes
     ----------
@@ -170,14 +158,12 @@ class RMSNorm(Layer):
         Set by `backward`.
     bias, bias_grad : None
         So that all layers can be treated alike.
-    training : bool
-        Set by `train` and `eval`. Evaluation gives the same `y`, but keeps
-        nothing for `backward`.
+    {training}
+        Evaluation gives the same `y`, but keeps nothing for `backward`.
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
