@@ -388,9 +388,8 @@ class TrackingLayer(Layer):
         self.running_var: Kept | None = np.ones(shape, self.dtype) if tracks else None
         self.num_batches_tracked: int | None = 0 if tracks else None
 
-    def _next_momentum(self) -> float:
-        if self.momentum is not None:
-            return self.momentum
+    def _average_momentum(self) -> float:
+        # The momentum that makes running statistics the plain average over batches.
         return 1.0 / ((self.num_batches_tracked or 0) + 1)
 
     def _count(self, x: NDArray) -> None:

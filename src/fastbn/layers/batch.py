@@ -68,7 +68,7 @@ class BatchNorm(TrackingLayer):
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         momentum, prepared = 0.0, None
         if training:
-            momentum = self._next_momentum()
+            momentum = self._average_momentum() if self.momentum is None else self.momentum
         elif mean is None or var is None:
             mean = var = None
         else:

@@ -152,7 +152,7 @@ class InPlaceBatchNorm(TrackingLayer):
             self.bias,
             running_mean=self.running_mean,
             running_var=self.running_var,
-            momentum=self._next_momentum(),
+            momentum=self._average_momentum() if self.momentum is None else self.momentum,
             eps=self.eps,
             layout=self.layout,
             activation=self.activation,
