@@ -9,6 +9,9 @@ that "rms" has no mean.
 Checked against finite differences in test_oracle.py. Knows nothing of fastbn.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -103,31 +106,62 @@ def gradients(op, dy, x, mean, invstd, weight=None, training=True, what=None, la
 # What may follow a normalisation: z is what it returned, and the residual if there is one.
 
 
-def activated(z, activation=None, negative_slope=0.01):
-    """Return y, of finite z."""
-    if activation is None:
-        return z
-    if activation == "silu":
-        return z * sigmoid(z)
-    if activation == "relu6":
-        return np.clip(z, 0, 6)
-    return np.where(z > 0, z, z * (0 if activation == "relu" else negative_slope))
+class Activation(NamedTuple):
+    """Both of z and the negative slope: y, whose limit stands for it at infinity; dy / dz."""
 
-
-def slope(z, activation=None, negative_slope=0.01):
-    """Return dy / dz; at the kink that of its left side, at the 6 of relu6 its right one."""
-    if activation is None:
-        return np.ones_like(z)
-    if activation == "silu":
-        return sigmoid(z) * (1 + z * (1 - sigmoid(z)))
-    if activation == "relu6":
-        return np.where((z > 0) & (z < 6), 1.0, 0)
-    return np.where(z > 0, 1.0, 0 if activation == "relu" else negative_slope)
+    value: Callable
+    slope: Callable
+    kinks: tuple = ()  # where y has no derivative, and the slope is that of one side
 
 
 def sigmoid(z):
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-z))
+
+
+def times(z, factor):
+    """The product, but 0 where the factor is: of -Inf, too."""
+    with np.errstate(invalid="ignore"):
+        return np.where(factor == 0, 0.0, z * factor)
+
+
+def ramp(z):
+    """A sixth of relu6(z + 3)."""
+    return np.clip(z / 6 + 0.5, 0, 1)
+
+
+ACTIVATIONS = {
+    None: Activation(lambda z, a: z, lambda z, a: np.ones_like(z)),
+    "relu": Activation(lambda z, a: np.maximum(z, 0), lambda z, a: np.where(z <= 0, 0.0, 1), (0,)),
+    "relu6": Activation(
+        lambda z, a: np.clip(z, 0, 6), lambda z, a: np.where((z <= 0) | (z >= 6), 0.0, 1), (0, 6)
+    ),
+    "leaky_relu": Activation(
+        lambda z, a: np.where(z > 0, z, z * a), lambda z, a: np.where(z <= 0, a, 1.0), (0,)
+    ),
+    "silu": Activation(
+        lambda z, a: times(z, sigmoid(z)),
+        lambda z, a: times(1 + times(z, sigmoid(-z)), sigmoid(z)),
+    ),
+    "hardswish": Activation(
+        lambda z, a: times(z, ramp(z)),
+        lambda z, a: np.where(z <= -3, 0.0, np.where(z >= 3, 1.0, z / 3 + 0.5)),
+        (-3, 3),
+    ),
+    "hardsigmoid": Activation(
+        lambda z, a: ramp(z), lambda z, a: np.where((z <= -3) | (z >= 3), 0.0, 1 / 6), (-3, 3)
+    ),
+}
+
+
+def activated(z, activation=None, negative_slope=0.01):
+    """Return y."""
+    return ACTIVATIONS[activation].value(z, negative_slope)
+
+
+def slope(z, activation=None, negative_slope=0.01):
+    """Return dy / dz. NaN is at most no number."""
+    return ACTIVATIONS[activation].slope(z, negative_slope)
 
 
 def running(old, new, momentum):
