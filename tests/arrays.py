@@ -96,13 +96,16 @@ def orders_of(dtype, orders=ORDERS):
     return [order for order in orders if not (order == "swapped" and dtype == "bfloat16")]
 
 
-# Explicit binary digits, and the exponent of the smallest normal number.
+# Every dtype: explicit binary digits, and the exponent of the smallest normal number.
 DIGITS = {
     "float16": (10, -14),
     "bfloat16": (7, -126),
     "float32": (23, -126),
     "float64": (52, -1022),
 }
+DTYPES = [*DIGITS]
+HALVES = [dtype for dtype in DTYPES if "16" in dtype]
+FLOATS = [dtype for dtype in DTYPES if dtype not in HALVES]
 
 
 def half_ulp(size, dtype):

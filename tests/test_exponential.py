@@ -9,6 +9,7 @@ exponential, rounded once. Nearer to 0 there are three more roundings.
 import numpy as np
 import pytest
 from arrays import bits, every_half
+from cases import ACTIVATIONS
 
 import fastbn
 from fastbn import _dispatch
@@ -53,7 +54,6 @@ def ulp(size, dtype):
     return np.maximum(np.ldexp(1.0, np.frexp(size)[1] - 1 - digits), SMALLEST[dtype])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_exponential_is_within_two_ulp(level, dtype):
     lowest = {"float32": -104.0, "float64": -746.0}[dtype]
     z = numbers(dtype, DIGITS[dtype][1], lowest, 150_000)
@@ -64,7 +64,6 @@ def test_the_exponential_is_within_two_ulp(level, dtype):
     assert (np.abs(wide(y) / wide(z) - exact) <= room).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_silu_over_all_exponents(level, dtype, sign):
     farthest = {"float32": 120.0, "float64": 800.0}[dtype]
@@ -92,7 +91,6 @@ def test_silu_over_all_exponents(level, dtype, sign):
         assert ((y <= 0) & (y >= z / 2 - SMALLEST[dtype])).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_bits_on_all_levels(dtype):
     z = [numbers(dtype, sign * 1e-9, sign * 800.0, 100_000) for sign in (1.0, -1.0)]
     z = np.concatenate([*z, np.array([0, -0.0, np.inf, -np.inf, np.nan, -1e30, 1e30], dtype)])
@@ -113,7 +111,7 @@ def test_no_jump_where_it_is_clamped(level):
             assert not silu_slope(around).any()
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_half_is_rounded_from_float32(level, half, activation):
     x = every_half(half).reshape(256, 256)
     zeros, ones = np.zeros(256, np.float32), np.ones(256, np.float32)

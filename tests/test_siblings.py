@@ -119,11 +119,8 @@ ONE_EACH = [
 ]
 
 
-@pytest.mark.parametrize("parameters", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("case", ONE_EACH, ids=str)
 def test_dtypes_of_parameters_are_free(level, any_dtype, parameters, case):
-    if parameters == "bfloat16":
-        pytest.importorskip("ml_dtypes")
     expected = expected_of(case, any_dtype, parameters)
     expected.check()
     # Each may have a dtype of its own, and any strides.
@@ -277,7 +274,6 @@ def test_empty(level, any_dtype, case):
             assert not gradient.any()
 
 
-@pytest.mark.parametrize("kept", ["float32", "float64"])
 @pytest.mark.parametrize(
     "case",
     [case for case in SIBLINGS if case.op == "instance"],
