@@ -99,9 +99,8 @@ MANY = [
 
 
 @pytest.mark.parametrize("case", MANY, ids=str)
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_levels_and_threads_where_tasks_are_many(dtype, case):
-    same_everywhere(case, dtype, threads=(1, 2, 3))
+def test_levels_and_threads_where_tasks_are_many(any_dtype, case):
+    same_everywhere(case, any_dtype, threads=(1, 2, 3))
 
 
 @pytest.mark.parametrize("case", [Case("batch", (6, 5, 130, 131)), Case("batch", (40, 300, 7, 7))],
