@@ -9,6 +9,7 @@ that "rms" has no mean.
 Checked against finite differences in test_oracle.py. Knows nothing of fastbn.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -66,13 +67,27 @@ def along(vector, seen, axes, missing):
     return np.expand_dims(vector.reshape([seen.shape[i] for i in axes]), others)
 
 
+def total(terms, axes, keepdims=False):
+    """The sum, added pairwise: along neighbours in memory NumPy does so, across them not."""
+    rows = np.moveaxis(terms, axes, range(-len(axes), 0))
+    kept = rows.shape[: rows.ndim - len(axes)]
+    rows = np.ascontiguousarray(rows).reshape(*kept, math.prod(rows.shape[len(kept) :]))
+    return np.expand_dims(rows.sum(-1), axes) if keepdims else rows.sum(-1)
+
+
+def average(terms, axes, keepdims=False):
+    with np.errstate(invalid="ignore"):  # of nothing
+        count = np.float64(math.prod(terms.shape[axis] for axis in axes))
+        return np.asarray(total(terms, axes, keepdims) / count)
+
+
 def moments(op, x, what=None, layout=None):
     """Mean and biased variance of each group, two passes; for rms 0 and the mean square."""
     seen, reduced, _ = see(op, x, what, layout)
-    mean = np.asarray(seen.mean(reduced))
+    mean = average(seen, reduced)
     if op == "rms":
         mean = np.zeros_like(mean)
-    return mean, np.asarray(((seen - np.expand_dims(mean, reduced)) ** 2).mean(reduced))
+    return mean, average((seen - np.expand_dims(mean, reduced)) ** 2, reduced)
 
 
 def forward(op, x, mean, var, weight=None, bias=None, eps=1e-5, what=None, layout=None):
@@ -90,16 +105,16 @@ def gradients(op, dy, x, mean, invstd, weight=None, training=True, what=None, la
     mean, invstd = (np.expand_dims(np.asarray(v, np.float64), reduced) for v in (mean, invstd))
     xhat = (seen - mean) * invstd
     others = tuple(i for i in range(seen.ndim) if i not in varying)
-    dbias = dy.sum(others)
-    dweight = (dy * xhat).sum(others)
+    dbias = total(dy, others)
+    dweight = total(dy * xhat, others)
     if op in ("group", "instance"):
         dweight, dbias = dweight.reshape(-1), dbias.reshape(-1)
     dxhat = dy * along(weight, seen, varying, 1)
     dx = dxhat
     if training:
-        dx = dx - xhat * (dxhat * xhat).mean(reduced, keepdims=True)
+        dx = dx - xhat * average(dxhat * xhat, reduced, keepdims=True)
         if op != "rms":
-            dx = dx - dxhat.mean(reduced, keepdims=True)
+            dx = dx - average(dxhat, reduced, keepdims=True)
     return unsee(invstd * dx, op, x, layout), dweight, dbias
 
 
