@@ -30,8 +30,9 @@ NORMALISED = 7  # xhat, times its weight
 SUM = 5  # of dz
 PRODUCTS = 9  # the sum of dz * xhat
 MEAN = 8  # of x, in standard deviations
-# In dx: of dz * weight; of the mean of that; of xhat times the mean of dz * weight * xhat.
-DIRECT, THROUGH_MEAN, THROUGH_VARIANCE = 5, SUM + 3, PRODUCTS + 7
+# In dx, beside those of its sums: of dz * weight; of the mean of that; of xhat times the mean of
+# dz * weight * xhat.
+DIRECT, THROUGH_MEAN, THROUGH_VARIANCE = 5, 3, 7
 
 
 class Follows(NamedTuple):
@@ -110,18 +111,19 @@ class Bounds:
         mean, self.invstd = (
             np.expand_dims(np.asarray(v, np.float64), self.reduced) for v in (mean, invstd)
         )
-        xhat, far = np.abs((seen - mean) * self.invstd), np.abs(mean) * self.invstd
+        self.exact, far = (seen - mean) * self.invstd, np.abs(mean) * self.invstd
         # The kernel subtracts a rounded mean, and adds later what is left of it.
-        self.xhat = xhat + UNIT[self.dtype] * far
+        self.xhat = np.abs(self.exact) + UNIT[self.dtype] * far
         self.of_invstd = self.off = 0.0
         if not exact:
             self.of_invstd = of_invstd(self.dtype)
-            self.off = self.of_invstd * xhat
+            self.off = self.of_invstd * np.abs(self.exact)
             if op != "rms":
                 values = math.prod(seen.shape[axis] for axis in self.reduced)
                 own = min(values, DEPTH) * UNIT["float64"] * far
                 self.off = self.off + roundings(MEAN, self.dtype) + own
-        self.gain = np.abs(oracle.along(weight, seen, varying, 1))
+        self.weight = oracle.along(weight, seen, varying, 1)
+        self.gain = np.abs(self.weight)
         self.bias = np.abs(oracle.along(bias, seen, varying, 0))
 
     def of_z(self, z, adds=False):
@@ -134,29 +136,28 @@ class Bounds:
 
     def of_gradients(self, dz, of_dz=0.0, frozen=False):
         """Of dx, dweight and dbias."""
-        dz = self._see(dz)
-        of_dz = self._see(of_dz) if np.shape(of_dz) else np.full_like(dz, of_dz)
-        dweight = (of_dz + roundings(PRODUCTS, self.dtype) * dz) * self.xhat + dz * self.off
-        dbias = of_dz + roundings(SUM, self.dtype) * dz
-        dx = self.gain * (of_dz + roundings(DIRECT, self.dtype) * dz)
+        dz, of_dz = self._see(dz), self._see(of_dz) if np.shape(of_dz) else of_dz
+        size = np.abs(dz)
+        # Of the terms of both sums.
+        of_dbias = of_dz + roundings(SUM, self.dtype) * size
+        of_dweight = (of_dz + roundings(PRODUCTS, self.dtype) * size) * self.xhat + size * self.off
+        of_dx = self.gain * (of_dz + roundings(DIRECT, self.dtype) * size)
         if not frozen:
-            dx = dx + self._through_statistics(self.gain * dz, self.gain * of_dz)
-        return self._unsee(self.invstd * dx), self._sum(dweight), self._sum(dbias)
+            of_dx = of_dx + self._through_statistics(self.weight * dz, of_dweight, of_dbias)
+        return self._unsee(self.invstd * of_dx), self._sum(of_dweight), self._sum(of_dbias)
 
-    def _through_statistics(self, dxhat, of_dxhat):
-        mean = self._mean(dxhat)
-        with_xhat = self._mean(dxhat * self.xhat)
-        room = self._mean(of_dxhat) + roundings(THROUGH_MEAN, self.dtype) * mean
-        room = room + self.xhat * (
-            self._mean(of_dxhat * self.xhat + dxhat * self.off)
-            + roundings(THROUGH_VARIANCE, self.dtype) * with_xhat
+    def _through_statistics(self, dxhat, of_dweight, of_dbias):
+        mean, product = np.abs(self._mean(dxhat)), np.abs(self._mean(dxhat * self.exact))
+        of_mean = self._mean(self.gain * of_dbias) + roundings(THROUGH_MEAN, self.dtype) * mean
+        of_product = (
+            self._mean(self.gain * of_dweight) + roundings(THROUGH_VARIANCE, self.dtype) * product
         )
-        # And xhat itself, and 1 / std as a factor of all, where they are not exact.
-        whole = dxhat + mean + self.xhat * with_xhat
-        return room + self.off * with_xhat + self.of_invstd * whole
+        # 1 / std is a factor of all.
+        whole = np.abs(dxhat) + mean + self.xhat * product
+        return of_mean + self.xhat * of_product + self.off * product + self.of_invstd * whole
 
     def _see(self, tensor):
-        return np.abs(oracle.see(self.op, tensor, self.what, self.layout)[0])
+        return oracle.see(self.op, tensor, self.what, self.layout)[0]
 
     def _unsee(self, room):
         full = np.broadcast_to(room, oracle.see(self.op, self.x, self.what, self.layout)[0].shape)

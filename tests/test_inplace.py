@@ -4,11 +4,12 @@
 import copy
 import pickle
 
+import bounds
 import numpy as np
 import oracle
 import pytest
 from arrays import DTYPES, assert_near, batch, channels_of, half_ulp, in_order
-from cases import ACTIVATIONS, TOLERANCE
+from cases import ACTIVATIONS
 
 import fastbn
 from fastbn import _dispatch
@@ -40,38 +41,30 @@ class Exact:
     """The gradients in float64, and how far off they may be if only y is known."""
 
     def __init__(self, x, dy, y, weight, bias, slope, layout, eps=1e-5):
-        wide = x.astype(np.float64)
+        wide, dtype = x.astype(np.float64), x.dtype.name
         mean, var = oracle.stats(wide, layout)
         invstd = 1 / np.sqrt(var + eps)
         z = oracle.normalise(wide, mean, var, weight, bias, eps, layout)
         # On which side of the kink an element is, y says.
         passes = np.where(y > 0, 1.0, slope)
-        self.y = np.where(z > 0, 1.0, slope) * z
+        self.y = oracle.activated(z, "leaky_relu", slope)
         dz = dy.astype(np.float64) * passes
         self.gradients = oracle.backward(dz, wide, mean, invstd, weight, layout=layout)
 
-        channel = oracle.channel_axis(x.ndim, layout)
-        others = tuple(axis for axis in range(x.ndim) if axis != channel)
-        along = [-1 if axis == channel else 1 for axis in range(x.ndim)]
-        gain = np.ones(x.shape[channel]) if weight is None else np.abs(weight.astype(np.float64))
-        gain, scale = gain.reshape(along), (gain * invstd).reshape(along)
-        xhat = (wide - mean.reshape(along)) * invstd.reshape(along)
-        # y was rounded, once or twice: so much of xhat is lost. What that does to dx and
-        # dweight follows from their formulas, to first order.
-        tolerance = TOLERANCE[x.dtype.name]
-        self.room_y = tolerance * (gain.max() + 0.5)
-        lost = (2 * half_ulp(self.y, x.dtype.name) / passes + self.room_y) / gain
-        size = np.abs(dz)
-        self.room_dx = tolerance * (1 + scale) + scale * (
-            lost * np.abs((dz * xhat).mean(others, keepdims=True))
-            + np.abs(xhat) * (size * lost).mean(others, keepdims=True)
-        )
-        self.room_dweight = (size * (lost + tolerance * (1 + np.abs(xhat)))).sum(others)
-        self.room_dbias = tolerance * size.sum(others)
+        of = bounds.Bounds("batch", x, mean, invstd, weight, bias, layout=layout, exact=False)
+        of_z = of.of_z(z)
+        self.room_y = bounds.of_y(z, of_z, dtype, "leaky_relu", slope)
+        # z is off by what forward made of it, by the rounding of y, and by the roundings of
+        # the slope and its inverse: so much of xhat is lost. The pivot now is the bias.
+        of_z = of_z + half_ulp(self.y, dtype) / passes + bounds.roundings(4, dtype) * np.abs(z)
+        of.off = of_z / of.gain
+        of.xhat = of.xhat + bounds.roundings(1, dtype) * of.bias / of.gain
+        self.rooms = of.of_gradients(dz, bounds.roundings(2, dtype) * np.abs(dz))
 
     def check(self, dx, dweight, dbias):
-        rooms = self.room_dx, self.room_dweight, self.room_dbias
-        for actual, exact, room in zip((dx, dweight, dbias), self.gradients, rooms, strict=True):
+        for actual, exact, room in zip(
+            (dx, dweight, dbias), self.gradients, self.rooms, strict=True
+        ):
             assert_near(actual, exact, room)
 
 
@@ -295,7 +288,7 @@ def test_beside_batch_norm(any_dtype, shape, layout, affine, activation):
     dx, from_x = ours.backward(dy), plain.backward(dy)
     # Each within its room of the exact one.
     for result, layer in ((dx, ours), (from_x, plain)):
-        assert_near(result, exact.gradients[0], exact.room_dx)
+        assert_near(result, exact.gradients[0], exact.rooms[0])
         if affine:
             exact.check(result, layer.weight_grad, layer.bias_grad)
     assert y.tobytes() == expected.tobytes()
