@@ -111,16 +111,16 @@ class Bounds:
         mean, self.invstd = (
             np.expand_dims(np.asarray(v, np.float64), self.reduced) for v in (mean, invstd)
         )
-        self.exact, far = (seen - mean) * self.invstd, np.abs(mean) * self.invstd
+        self.exact, self.far = (seen - mean) * self.invstd, np.abs(mean) * self.invstd
         # The kernel subtracts a rounded mean, and adds later what is left of it.
-        self.xhat = np.abs(self.exact) + UNIT[self.dtype] * far
+        self.xhat = np.abs(self.exact) + UNIT[self.dtype] * self.far
         self.of_invstd = self.off = 0.0
         if not exact:
             self.of_invstd = of_invstd(self.dtype)
             self.off = self.of_invstd * np.abs(self.exact)
             if op != "rms":
                 values = math.prod(seen.shape[axis] for axis in self.reduced)
-                own = min(values, DEPTH) * UNIT["float64"] * far
+                own = min(values, DEPTH) * UNIT["float64"] * self.far
                 self.off = self.off + roundings(MEAN, self.dtype) + own
         self.weight = oracle.along(weight, seen, varying, 1)
         self.gain = np.abs(self.weight)

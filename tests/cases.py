@@ -16,8 +16,6 @@ from fastbn import _dispatch
 ACTIVATIONS = {"relu": 1, "leaky_relu": 2, "silu": 3, "relu6": 4}
 # Each once, every other one with a residual: where all that may follow would be too much.
 EACH_ONCE = [(activation, k % 2 == 1) for k, activation in enumerate(ACTIVATIONS)]
-# Of float32 arithmetic, absolute, on data of about unit size; and of statistics, relative.
-TOLERANCE = {"float16": 5e-6, "bfloat16": 5e-6, "float32": 5e-6, "float64": 1e-13}
 
 
 @dataclass(frozen=True)
