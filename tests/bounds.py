@@ -26,21 +26,22 @@ DEPTH = 40
 ORACLE = DEPTH * UNIT["float64"]
 
 # How many roundings of the arithmetic meet in a number, at most: docs/numerics.md counts them.
-NORMALISED = 7  # xhat, times its weight
+NORMALISED = 6  # xhat, times its weight
 SUM = 5  # of dz
 PRODUCTS = 9  # the sum of dz * xhat
 MEAN = 8  # of x, in standard deviations
 # In dx, beside those of its sums: of dz * weight; of the mean of that; of xhat times the mean of
 # dz * weight * xhat.
-DIRECT, THROUGH_MEAN, THROUGH_VARIANCE = 5, 3, 7
+DIRECT, THROUGH_MEAN, THROUGH_VARIANCE = 5, 3, 8
 
 
 class Follows(NamedTuple):
     """How many roundings an activation adds, and what its slope makes of an error of z."""
 
-    value: int = 0  # relative to the larger one of z and y
+    value: int = 0  # relative to y
     slope: Callable = np.zeros_like  # relative to 1
     curved: Callable = np.zeros_like  # |y''|
+    argument: int = 0  # of the value, relative to z
 
 
 def roundings_of_silu_slope(z):
@@ -59,9 +60,9 @@ FOLLOWS = {
     "leaky_relu": Follows(2),
     "silu": Follows(8, roundings_of_silu_slope, curved_silu),
     "hardswish": Follows(
-        4, lambda z: np.full_like(z, 4), lambda z: np.where(np.abs(z) < 3, 1 / 3, 0)
+        3, lambda z: np.full_like(z, 4), lambda z: np.where(np.abs(z) < 3, 1 / 3, 0), 2
     ),
-    "hardsigmoid": Follows(4, np.ones_like),
+    "hardsigmoid": Follows(3, np.ones_like, argument=1),
 }
 
 
@@ -176,12 +177,14 @@ def of_y(z, of_z, dtype, activation=None, negative_slope=0.01):
     if activation is None:
         return of_z
     steep = [np.abs(oracle.slope(z + s * of_z, activation, negative_slope)) for s in (-1, 1)]
-    room = np.maximum(*steep) * of_z
-    if not FOLLOWS[activation].value:
-        return room
-    y = oracle.activated(z, activation, negative_slope)
-    own = roundings(FOLLOWS[activation].value, dtype)
-    return room + own * np.maximum(np.abs(z), np.abs(y))
+    room, follows = np.maximum(*steep) * of_z, FOLLOWS[activation]
+    for count, size in (
+        (follows.value, oracle.activated(z, activation, negative_slope)),
+        (follows.argument, z),
+    ):
+        if count:
+            room = room + roundings(count, dtype) * np.abs(size)
+    return room
 
 
 def of_dz(z, of_z, dy, dtype, activation=None, negative_slope=0.01):
