@@ -5,11 +5,22 @@ import ctypes
 import platform
 import sys
 
+import everywhere
 import pytest
 from arrays import DTYPES, FLOATS, HALVES
 
 import fastbn
 from fastbn import _dispatch, _threads
+
+
+def pytest_report_header(config):
+    return everywhere.report()
+
+
+def pytest_terminal_summary(terminalreporter):
+    # Once more at the end, where it is read: what this run has not compared.
+    for line in everywhere.report()[1:]:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(params=_dispatch.runnable())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from arrays import Guarded, same_samples
 from cases import ACTIVATIONS, EACH_ONCE, Case
+from everywhere import assert_same
 from processes import run
 
 import fastbn
@@ -80,12 +81,8 @@ CASES = [
 
 def same_everywhere(case, dtype, activation, adds, threads):
     x, dy, residual = tensors_of(case, dtype)
-    expected = None
-    for level, number in itertools.product(_dispatch.runnable(), threads):
-        with _dispatch.using(level), fastbn.threads(number):
-            actual = results(case, x, dy, residual if adds else None, activation)
-        expected = expected or actual
-        assert actual == expected, (level, number)
+    residual = residual if adds else None
+    assert_same(lambda: results(case, x, dy, residual, activation), threads)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import oracle
 import pytest
 from arrays import DTYPES, assert_near, batch, channels_of, half_ulp, in_order
 from cases import ACTIVATIONS
+from everywhere import assert_same
 
 import fastbn
-from fastbn import _dispatch
 
 SLOPE = 0.2
 SHAPES = [
@@ -144,14 +144,13 @@ def test_memory_orders_and_outputs(dtype, order):
 def test_the_same_bits_everywhere():
     dy = batch((8, 17, 12, 12), "float32", 1)
     weight, bias = parameters(17)
-    results = set()
-    for level in _dispatch.runnable():
-        for threads in (1, 3):
-            with _dispatch.using(level), fastbn.threads(threads):
-                x = batch(dy.shape, "float32")
-                y, gradients = forward_and_backward(x, dy, weight, bias, SLOPE, None)
-                results.add(b"".join(a.tobytes() for a in (y, *gradients)))
-    assert len(results) == 1
+
+    def results():
+        x = batch(dy.shape, "float32")
+        y, gradients = forward_and_backward(x, dy, weight, bias, SLOPE, None)
+        return [a.tobytes() for a in (y, *gradients)]
+
+    assert_same(results, threads=[1, 3])
 
 
 @pytest.mark.parametrize("kept", [*DTYPES, "swapped"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from arrays import GAPLESS, MORE_ORDERS, Guarded, in_order, orders_of, same_samples
 from cases import SIBLINGS, Case
+from everywhere import assert_same
 from processes import run
 
 import fastbn
@@ -47,12 +48,7 @@ def nasty(case, dtype):
 
 def same_everywhere(case, dtype, threads=(1, 2, 3, 64)):
     x, dy = nasty(case, dtype), case.gradient(dtype)
-    expected = None
-    for level, number in itertools.product(_dispatch.runnable(), threads):
-        with _dispatch.using(level), fastbn.threads(number):
-            actual = results(case, x, dy)
-        expected = expected or actual
-        assert actual == expected, (level, number)
+    assert_same(lambda: results(case, x, dy), threads)
 
 
 BATCHES = [

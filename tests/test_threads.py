@@ -66,7 +66,17 @@ def test_environment():
             run(code, FASTBN_NUM_THREADS=bad)
 
 
+def processors():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+needs_two_processors = pytest.mark.skipif(
+    processors() < 2, reason="only one processor here: one thread is the default anyway"
+)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity here")
+@needs_two_processors
 def test_affinity():
     code = """
 import os
@@ -81,6 +91,7 @@ print(fastbn.get_num_threads())
         assert run(code, OMP_NUM_THREADS="8", WHEN=when) == "1"
 
 
+@needs_two_processors
 def test_threadpoolctl():
     code = """
 import fastbn, threadpoolctl
@@ -233,6 +244,7 @@ def test_calls_are_serial_after_a_wasted_team():
         _threads.always_parallel(False)
 
 
+@pytest.mark.skipif(fastbn.show_config()["openmp"] is None, reason="built without OpenMP")
 @pytest.mark.parametrize("limit", [{}, {"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "TRUE"}])
 def test_a_team_that_is_smaller_than_asked_for(limit):
     code = """
