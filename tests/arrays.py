@@ -118,6 +118,7 @@ def half_ulp(size, dtype):
 def assert_near(actual, expected, room):
     """Within `room` of the exact number before it was rounded to the dtype of `actual`."""
     assert actual.shape == expected.shape
+    assert np.isfinite(room).all(), "in an infinite room nothing is wrong"
     allowed = room + half_ulp(np.abs(expected) + room, actual.dtype.name)
     error = np.abs(actual.astype(np.float64) - expected)
     # Said so that NaN is an error.
@@ -139,6 +140,7 @@ def same_samples(y, period):
     """Raise unless y is one batch of `period` samples over and over, by its bytes."""
     # As integers, which NumPy compares many times faster than float16.
     patterns = np.ascontiguousarray(y).view(f"u{y.itemsize}")
+    assert len(y) > period
     assert (patterns[period:] == patterns[:-period]).all()
 
 

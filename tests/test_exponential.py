@@ -37,6 +37,7 @@ def numbers(dtype, first, last, count):
     ends = np.array([first, last], dtype).view(kind) & np.iinfo(kind).max
     step = (int(ends.max()) - int(ends.min())) // count
     patterns = np.arange(int(ends.min()), int(ends.max()), step | 1, dtype=kind)
+    assert count // 2 <= patterns.size <= 2 * count
     return np.copysign(patterns.view(dtype), np.array(last, dtype))
 
 

@@ -44,7 +44,7 @@ def rooms_of(expected, theirs=False):
             bounds.of_y(expected.z, of_z, *options) + unit * np.abs(expected.y),
             *of.of_gradients(expected.dz, of_dz, expected.frozen is not None), of_dz,
         ]  # fmt: skip
-        rooms = [room + other for room, other in zip(rooms, more, strict=False)]
+        rooms = [room + other for room, other in zip(rooms, more[: len(rooms)], strict=True)]
     if not expected.case.has_mean:
         del rooms[3]
     return rooms
