@@ -35,8 +35,7 @@ def rooms_of(expected, theirs=False):
         unit = THEIRS * half_ulp(1.0, expected.x.dtype.name)
         of = expected.bounds(exact=False)
         of.off = of.off + unit * (of.xhat + 2 * of.far)
-        size = np.abs(expected.z) + (0 if expected.bias is None else np.abs(expected.bias).max())
-        of_z = of.of_z(expected.z, expected.adds) + unit * size
+        of_z = of.of_z(expected.z, expected.adds) + unit * np.abs(expected.z)
         options = expected.x.dtype, *expected.activation
         of_dz = bounds.of_dz(expected.z, of_z, expected.dy, *options)
         of_dz = of_dz + unit * np.abs(expected.dz)
