@@ -297,7 +297,7 @@ How many times faster fastbn is. Lost: the peer takes less than 1/1.05 of fastbn
 Against PyTorch "as called" fastbn, too, makes a new array in each call.""",
         peer_table,
     ),
-    ("Threads", "How many times faster: geometric mean.", thread_table),
+    ("Threads", "How many times faster, where times are kept: geometric mean.", thread_table),
     ("Half precision", "Time over that with float32: geometric mean.", half_table),
     ("CPU levels", "Time over that of the best level: geometric mean.", level_table),
     (
