@@ -38,11 +38,10 @@ def threads(number: int) -> str:
     return f"{number} thread{'s' * (number > 1)}"
 
 
-def in_common(found: Results) -> dict[str, object]:
-    """Return what all cases have in common: their tables have no columns of it."""
-    cases = [o.case for o in found.outcomes]
-    values = {name: {getattr(case, name) for case in cases} for name in ("norm", "dtype")}
-    return {name: of.pop() for name, of in values.items() if len(of) == 1}
+def in_common(found: Results) -> set[str]:
+    """Return what all cases have in common: tables have no column of it."""
+    names = ("norm", "dtype")
+    return {name for name in names if len({getattr(o.case, name) for o in found.outcomes}) == 1}
 
 
 def table(found: Results, head: list[str], rows: Rows) -> str:
