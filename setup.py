@@ -85,11 +85,11 @@ def module(name: str, *, openmp: bool = False) -> Extension:
     )
 
 
-def leaves(level: str, dtype: str) -> Extension:
+def kernels(level: str, dtype: str) -> Extension:
     """Return the kernels of one level and element type: a shim that includes the source."""
     name = f"_{level}_{dtype}"
     shim = SHIMS / f"{name}.pyx"
-    text = f'# cython: {DIRECTIVES}\n"""Kernels: {level}, {dtype}."""\ninclude "leaves.pxi"\n'
+    text = f'# cython: {DIRECTIVES}\n"""Kernels: {level}, {dtype}."""\ninclude "kernels.pxi"\n'
     if not shim.exists() or shim.read_text() != text:
         shim.parent.mkdir(parents=True, exist_ok=True)
         shim.write_text(text)
@@ -169,7 +169,7 @@ setup(
             module("_view"),
             module("torch._direct"),
             module("kernels.drivers", openmp=True),
-            *(leaves(level, dtype) for level in LEVELS for dtype in DTYPES),
+            *(kernels(level, dtype) for level in LEVELS for dtype in DTYPES),
         ],
         include_path=["src", relative(KERNELS)],
         # Nothing here relies on the GIL: tests/test_threads.py.

@@ -12,7 +12,7 @@
 
 A view is (outer, middle, channels, inner), decided by the *memory order* of x: axes
 slower than the channel axis are outer, faster ones are inner, whatever the layout
-calls them. For group and instance norm it is the view of one sample. For layer and RMS
+calls them. For group and instance norm it is the view of one instance. For layer and RMS
 norm, the normalised axes are inner ("features"), the others count channels.
 
 May: check, allocate, copy. May not: compute with elements.
@@ -34,9 +34,8 @@ import numpy as np
 
 from fastbn._threads cimport team_was, threads_for
 from fastbn.kernels cimport drivers
-from fastbn.kernels.job cimport (
-    COEFFICIENTS, IDENTITY, LEAKY_RELU, NO_MEMORY, RELU, RELU6, SILU, STOPPED, WRAP, Job, Leaves,
-    Operand)
+from fastbn.kernels.job cimport (COEFFICIENT_KINDS, IDENTITY, LEAKY_RELU, NO_MEMORY, RELU, RELU6,
+                                 SILU, STOPPED, WRAP, Job, KernelTable, Operand)
 
 cnp.import_array()
 
@@ -61,16 +60,16 @@ cdef enum:
 cdef enum:
     FLOAT32, FLOAT64, FLOAT16, BFLOAT16, OTHER
 
-cdef const Leaves* leaves_of[OTHER]
+cdef const KernelTable* kernels_of[OTHER]
 cdef dict ACTIVATIONS = {
     "relu": RELU, "relu6": RELU6, "leaky_relu": LEAKY_RELU, "silu": SILU}
 cdef int bfloat16_number = -1       # ml_dtypes gets it from NumPy, once it is imported
 
 
 def use(*capsules):
-    """Make the leaves of one CPU level, one capsule for each type, those of later calls."""
+    """Make the kernels of one CPU level, one capsule for each type, those of later calls."""
     for kind, capsule in enumerate(capsules):
-        leaves_of[kind] = <const Leaves*>PyCapsule_GetPointer(capsule, "fastbn.leaves")
+        kernels_of[kind] = <const KernelTable*>PyCapsule_GetPointer(capsule, "fastbn.kernels")
 
 
 cdef int bfloat16_kind(int number) except -1:
@@ -135,14 +134,14 @@ cdef int choose_threads(Job* job, cnp.ndarray x, Py_ssize_t channels, int readin
     return 0
 
 
-ctypedef int (*Driver)(const Leaves* leaves, Job* job) noexcept nogil
+ctypedef int (*Driver)(const KernelTable* kernels, Job* job) noexcept nogil
 
 
 cdef int carry_out(Driver driver, Job* job, cnp.ndarray x) except -1:
-    cdef const Leaves* leaves = leaves_of[kind_of(x)]
+    cdef const KernelTable* kernels = kernels_of[kind_of(x)]
     cdef int status
     with nogil:
-        status = driver(leaves, job)
+        status = driver(kernels, job)
     if job.threads > 1:
         team_was(job.team_loss, job.size)
     if status == NO_MEMORY:
@@ -344,15 +343,15 @@ def backward(dy_, x_, mean_, invstd_, weight_, bias_, training_, layout, activat
                                       rounded(job.dbias, channels, number)))
 
 
-# ---- group and instance norm: each sample has statistics of its own -----------------
+# ---- group and instance norm: each instance has statistics of its own -----------------
 
-cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssize_t groups,
-                               str owner, cnp.ndarray weight, cnp.ndarray bias,
-                               cnp.ndarray running_mean, cnp.ndarray running_var,
-                               double momentum, double eps, activation, negative_slope,
-                               residual_, out_, bint only_y):
-    cdef Py_ssize_t channels = x.shape[axis], samples = x.shape[sample_axis]
-    cdef Py_ssize_t group = channels // groups if groups else 1, owners = samples * groups
+cdef object forward_of_instances(cnp.ndarray x, int axis, int sample_axis, Py_ssize_t groups,
+                                 str owner, cnp.ndarray weight, cnp.ndarray bias,
+                                 cnp.ndarray running_mean, cnp.ndarray running_var,
+                                 double momentum, double eps, activation, negative_slope,
+                                 residual_, out_, bint only_y):
+    cdef Py_ssize_t channels = x.shape[axis], instances = x.shape[sample_axis]
+    cdef Py_ssize_t group = channels // groups if groups else 1, owners = instances * groups
     cdef Py_ssize_t count = count_values(x, owners)
     cdef cnp.ndarray residual = checked_residual(residual_, x)
     cdef cnp.ndarray out = forward_out(out_, x, weight, bias, residual)
@@ -370,7 +369,7 @@ cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssiz
     job.momentum, job.eps = momentum, eps
     order_by_channel(x, axis, sample_axis, &order)
     arrangement = arranged(x, None, residual, out, True, &order, 4 * channels + owners)
-    mean, invstd = new_table(samples, groups), new_table(samples, groups)
+    mean, invstd = new_table(instances, groups), new_table(instances, groups)
     if count == 0:
         fill(numbers_of(invstd), owners, NAN)
         return arrangement.out if only_y else (arrangement.out, mean, invstd)
@@ -393,11 +392,11 @@ cdef object forward_of_samples(cnp.ndarray x, int axis, int sample_axis, Py_ssiz
     return arrangement.out if only_y else (arrangement.out, mean, invstd)
 
 
-cdef object backward_of_samples(dy_, cnp.ndarray x, int axis, int sample_axis, Py_ssize_t groups,
-                                str owner, mean_, invstd_, weight_, bias_, activation,
-                                negative_slope, residual_, out_):
-    cdef Py_ssize_t channels = x.shape[axis], samples = x.shape[sample_axis]
-    cdef Py_ssize_t group = channels // groups if groups else 1, owners = samples * groups
+cdef object backward_of_instances(dy_, cnp.ndarray x, int axis, int sample_axis, Py_ssize_t groups,
+                                  str owner, mean_, invstd_, weight_, bias_, activation,
+                                  negative_slope, residual_, out_):
+    cdef Py_ssize_t channels = x.shape[axis], instances = x.shape[sample_axis]
+    cdef Py_ssize_t group = channels // groups if groups else 1, owners = instances * groups
     cdef Py_ssize_t count = count_values(x, owners)
     cdef cnp.ndarray dy = checked_array(dy_, "dy")
     cdef cnp.ndarray mean, invstd, out
@@ -412,14 +411,14 @@ cdef object backward_of_samples(dy_, cnp.ndarray x, int axis, int sample_axis, P
     take_activation(&job, activation, negative_slope)
     checked_like_x(dy, "dy", x)
     checked_count(x, count, owner)
-    mean = checked_table(mean_, "mean", samples, groups)
-    invstd = checked_table(invstd_, "invstd", samples, groups)
+    mean = checked_table(mean_, "mean", instances, groups)
+    invstd = checked_table(invstd_, "invstd", instances, groups)
     out = backward_out(out_, x, dy, mean, invstd, "invstd", weight, bias, residual)
     order_by_channel(x, axis, sample_axis, &order)
     arrangement = arranged(x, dy, residual, out, True, &order,
-                           2 * channels + 2 * owners + 2 * (samples + 1) * channels)
-    job.dweight = arrangement.vector((samples + 1) * channels)
-    job.dbias = arrangement.vector((samples + 1) * channels)
+                           2 * channels + 2 * owners + 2 * (instances + 1) * channels)
+    job.dweight = arrangement.vector((instances + 1) * channels)
+    job.dbias = arrangement.vector((instances + 1) * channels)
     if count == 0:
         fill(job.dweight, channels, 0.0)
         fill(job.dbias, channels, 0.0)
@@ -442,7 +441,7 @@ def group_forward(x_, num_groups, weight_, bias_, eps_, layout, activation, nega
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = x.shape[axis]
-    return forward_of_samples(
+    return forward_of_instances(
         x, axis, sample_axis(layout), checked_groups(num_groups, channels), "group",
         checked_vector(weight_, "weight", channels), checked_vector(bias_, "bias", channels),
         None, None, 0.0, checked_eps(eps_, True), activation, negative_slope, residual, out_,
@@ -454,7 +453,7 @@ def group_backward(dy, x_, mean, invstd, num_groups, weight, bias, layout, activ
     """Group norm: return (dx, dweight, dbias)."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
-    return backward_of_samples(
+    return backward_of_instances(
         dy, x, axis, sample_axis(layout), checked_groups(num_groups, x.shape[axis]), "group",
         mean, invstd, weight, bias, activation, negative_slope, residual, out)
 
@@ -463,17 +462,17 @@ def instance_forward(x_, weight_, bias_, running_mean_, running_var_, use_input_
                      eps, layout, activation, negative_slope, residual, out, bint only_y, /):
     """Instance norm: return (y, mean, invstd), or y."""
     cdef cnp.ndarray x = checked_array(x_, "x")
-    cdef int axis = channel_axis(layout, x), sample = sample_axis(layout)
+    cdef int axis = channel_axis(layout, x), instance = sample_axis(layout)
     cdef Py_ssize_t channels = x.shape[axis]
     if checked_flag(use_input_stats, "use_input_stats"):
-        return forward_of_samples(
-            x, axis, sample, channels, "channel of a sample",
+        return forward_of_instances(
+            x, axis, instance, channels, "channel of a instance",
             checked_vector(weight_, "weight", channels), checked_vector(bias_, "bias", channels),
             checked_vector(running_mean_, "running_mean", channels, False),
             checked_vector(running_var_, "running_var", channels, False),
             checked_momentum(momentum), checked_eps(eps, True), activation, negative_slope,
             residual, out, only_y)
-    # All samples have the same statistics: then this is batch norm.
+    # All instances have the same statistics: then this is batch norm.
     for name, running in ("running_mean", running_mean_), ("running_var", running_var_):
         if running is None:
             raise TypeError(f"{name}: expected an array of shape ({channels},), since "
@@ -482,8 +481,8 @@ def instance_forward(x_, weight_, bias_, running_mean_, running_var_, use_input_
                               layout, activation, negative_slope, residual, out, False)
     if only_y:
         return y
-    samples = (x.shape[sample], 1)
-    return y, np.tile(mean, samples), np.tile(invstd, samples)
+    instances = (x.shape[instance], 1)
+    return y, np.tile(mean, instances), np.tile(invstd, instances)
 
 
 def instance_backward(dy, x_, mean, invstd, weight, bias, layout, activation, negative_slope,
@@ -491,9 +490,9 @@ def instance_backward(dy, x_, mean, invstd, weight, bias, layout, activation, ne
     """Instance norm: return (dx, dweight, dbias)."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
-    return backward_of_samples(dy, x, axis, sample_axis(layout), x.shape[axis],
-                               "channel of a sample", mean, invstd, weight, bias, activation,
-                               negative_slope, residual, out)
+    return backward_of_instances(dy, x, axis, sample_axis(layout), x.shape[axis],
+                                 "channel of a instance", mean, invstd, weight, bias, activation,
+                                 negative_slope, residual, out)
 
 
 # ---- layer and RMS norm: features have a weight and a bias ---------------------------

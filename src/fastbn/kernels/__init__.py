@@ -12,11 +12,11 @@
         phases.pxi              Plan -> phases of tasks
         team.pxi                tasks, shared out to threads
             |
-        leaves.pxi              tasks -> numbers, in registers (lanes.h)
+        kernels.pxi              tasks -> numbers, in registers (simd.h)
             geometry.pxi                            where the numbers of a task lie
             sums.pxi, moments.pxi, gradients.pxi    statistics, coefficients
             writes.pxi, features.pxi                walks through what is written
-            pens.pxi, activations.pxi               the arithmetic of what is written
+            elementwise.pxi, activations.pxi               the arithmetic of what is written
             vectors.pxi                             conversions, for C
 
 Calls go down only. A room knows the one below it and nothing above.
@@ -26,18 +26,18 @@ Calls go down only. A room knows the one below it and nothing above.
 2.  A driver cuts the view into tiles of channels and segments of runs, by its
     four sizes and that of an element. What is summed in which order follows from
     that cut, so results have the same bits on any number of threads.
-3.  Leaves are serial functions without Python. They are compiled once for each
+3.  KernelTable are serial functions without Python. They are compiled once for each
     CPU level and element type, from one source; the drivers reach them through
-    a table of pointers (`Leaves`).
+    a table of pointers (`KernelTable`).
 4.  Siblings are views. Layer and RMS norm: a row is a channel, with features.
-    Instance norm: each sample is a job. Group norm: for statistics, a group is a
-    channel. Each has what it alone needs in a function or two of the leaves.
+    Instance norm: each instance is a job. Group norm: for statistics, a group is a
+    channel. Each has what it alone needs in a function or two of the kernels.
 5.  An activation or a residual is part of a write, and of the sums of backward. With a
     residual, or SiLU, backward writes the gradient before the activation first.
 6.  C comes in beside the view: call.pxi makes a Job of a call of fastbn.h, and api.pxi
     has a caller's threads do the tasks. library.pyx and linked.pyx are drivers and
-    leaves for a library without Python.
-7.  To add an operation: a leaf or a step, its place in `Leaves`, its phases, and
-    a function in `_view`. To add an element type: a branch in lanes.h, and its name
+    kernels for a library without Python.
+7.  To add an operation: a kernel or a step, its place in `KernelTable`, its phases, and
+    a function in `_view`. To add an element type: a branch in simd.h, and its name
     where the others are. CONTRIBUTING.md lists the places.
 """

@@ -19,7 +19,7 @@ cdef struct State:
 
 cdef struct Jobs:
     Job whole
-    Job sample
+    Job instance
 
 
 cdef inline State* state_in(const void* workspace) noexcept nogil:
@@ -35,7 +35,7 @@ cdef inline State* begun_in(const void* workspace) noexcept nogil:
 
 cdef size_t memory_for(Request* r) noexcept nogil:
     cdef size_t vectors = take_vectors(r, NULL)
-    return sizeof(State) + vectors + prepare(r.leaves, &r.job, r.operation.tensors) + 2 * LINE
+    return sizeof(State) + vectors + prepare(r.kernels, &r.job, r.operation.tensors) + 2 * LINE
 
 
 cdef int api_workspace_size(const fastbn_call* call, int workers, size_t* size) noexcept nogil:
@@ -52,7 +52,7 @@ cdef int api_workspace_size(const fastbn_call* call, int workers, size_t* size) 
 cdef void find_phase(const State* state, int turn, Jobs* jobs, Phases* phases) noexcept nogil:
     # In jobs of one's own, since phases may decide how their job writes.
     jobs.whole = state.request.job
-    take_turn(state.request.leaves, &jobs.whole, &state.request.operation, turn, &jobs.sample,
+    take_turn(state.request.kernels, &jobs.whole, &state.request.operation, turn, &jobs.instance,
               phases)
 
 
@@ -62,7 +62,7 @@ cdef State* begin_in(Request* r, void* workspace) noexcept nogil:
     cdef Jobs jobs
     cdef Phases phases
     memory += take_vectors(r, <double*>memory)
-    use_memory(r.leaves, &r.job, memory)
+    use_memory(r.kernels, &r.job, memory)
     state.request = r[0]
     find_phase(state, 0, &jobs, &phases)
     state.phases = phases.count
@@ -140,7 +140,7 @@ cdef int api_run(const fastbn_call* call, int threads, void* workspace,
     if code != FASTBN_OK:
         return code
     r = &state_in(workspace).request
-    run_phases(r.leaves, &r.job, &r.operation)
+    run_phases(r.kernels, &r.job, &r.operation)
     return api_finish(workspace)
 
 

@@ -15,11 +15,11 @@ cdef struct Axes:
     Py_ssize_t unit         # the stride of neighbours
 
 cdef struct Order:
-    # The axes of x in the order of memory, but samples first, and features last.
+    # The axes of x in the order of memory, but instances first, and features last.
     int axes[MAX_DIMENSIONS]
     int n
-    bint samples        # axes[0] counts samples, each with its own statistics
-    int outer           # axes[samples:outer] are outer, axes[outer + has_channel:] inner
+    bint instances        # axes[0] counts instances, each with its own statistics
+    int outer           # axes[instances:outer] are outer, axes[outer + has_channel:] inner
     bint has_channel    # False: there is one channel, and its axis has no place
 
 
@@ -66,12 +66,13 @@ cdef bint steps_over_itself(const Axes* a) noexcept nogil:
 
 cdef void sort_by_channel(const Axes* x, int axis, int sample_axis, Order* order) noexcept nogil:
     cdef int i
-    order.samples = sample_axis != NO_AXIS and x.shape[sample_axis] > 1
+    order.instances = sample_axis != NO_AXIS and x.shape[sample_axis] > 1
     order.axes[0] = sample_axis
-    order.n = order.samples + memory_order(x, 0, x.ndim, sample_axis, order.axes + order.samples)
-    order.outer = order.samples
+    order.n = order.instances + memory_order(x, 0, x.ndim, sample_axis,
+                                             order.axes + order.instances)
+    order.outer = order.instances
     order.has_channel = False
-    for i in range(order.samples, order.n):
+    for i in range(order.instances, order.n):
         if order.axes[i] == axis:
             order.outer = i
             order.has_channel = True
@@ -79,7 +80,7 @@ cdef void sort_by_channel(const Axes* x, int axis, int sample_axis, Order* order
 
 cdef void sort_by_features(const Axes* x, int kept, Order* order) noexcept nogil:
     # The channels are those of the first `kept` axes, the features of the others.
-    order.samples = order.has_channel = False
+    order.instances = order.has_channel = False
     order.outer = memory_order(x, 0, kept, NO_AXIS, order.axes)
     order.n = order.outer + memory_order(x, kept, x.ndim, NO_AXIS, order.axes + order.outer)
 
@@ -112,7 +113,7 @@ cdef uint64_t find_breaks(const Axes* a, const Order* order) noexcept nogil:
     # Where the outer axes do not step as one: bit i, before axes[i].
     cdef uint64_t found = 0
     cdef int i
-    for i in range(order.samples + 1, order.outer):
+    for i in range(order.instances + 1, order.outer):
         if not follows(a, order.axes[i - 1], order.axes[i]):
             found |= <uint64_t>1 << i
     return found
@@ -143,13 +144,13 @@ cdef bint channels_in_a_row(const Axes* x, const Order* order) noexcept nogil:
 cdef void settle_view(const Axes* x, const Order* order, int split, Py_ssize_t channels,
                       Py_ssize_t group, Job* job) noexcept nogil:
     cdef int i
-    job.samples = x.shape[order.axes[0]] if order.samples else 1
+    job.instances = x.shape[order.axes[0]] if order.instances else 1
     job.parts = 1
     job.group = group
     job.view.channels = channels
     job.view.outer = job.view.middle = job.view.inner = 1
     job.view.features = False
-    for i in range(order.samples, order.n):
+    for i in range(order.instances, order.n):
         if i < split:
             job.view.outer *= x.shape[order.axes[i]]
         elif i < order.outer:
@@ -165,15 +166,15 @@ cdef void settle_operand(const Axes* a, const Order* order, int split, const Job
     if order.has_channel:
         operand.channel = a.strides[order.axes[order.outer]] // a.unit
     operand.middle = job.view.channels * job.view.inner
-    if order.outer > order.samples:
+    if order.outer > order.instances:
         operand.middle = a.strides[order.axes[order.outer - 1]] // a.unit
     operand.outer = job.view.middle * operand.middle
     if split:
         operand.outer = a.strides[order.axes[split - 1]] // a.unit
-    operand.sample = a.strides[order.axes[0]] // a.unit if order.samples else 0
+    operand.instance = a.strides[order.axes[0]] // a.unit if order.instances else 0
 
 
-cdef void settle_activation(const Leaves* leaves, const Operand* dresidual,
+cdef void settle_activation(const KernelTable* kernels, const Operand* dresidual,
                             Job* job) noexcept nogil:
     # Once the operands are there. `dresidual` is NULL, or where dz is wanted. Else silu's
     # is written to `out`, which is written again later: its slope takes longer than that.
@@ -184,7 +185,7 @@ cdef void settle_activation(const Leaves* leaves, const Operand* dresidual,
     job.dy_of_y = job.dy
     job.dz_first = dresidual != NULL or (
         job.activation == SILU and job.out.data != job.x.data
-        and leaves.elem_size == leaves.real_size)
+        and kernels.elem_size == kernels.real_size)
     if job.dz_first:
         job.dy = dresidual[0] if dresidual != NULL else job.out
         job.fused = False

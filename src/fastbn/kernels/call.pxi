@@ -14,12 +14,12 @@ cdef enum:
 cdef struct Request:
     # What a call comes to.
     fastbn_call call            # as far as this version knows it
-    const Leaves* leaves
+    const KernelTable* kernels
     Operation operation
     Job job
     Order order
     Py_ssize_t parameters       # of weight and bias, how many numbers
-    Py_ssize_t groups           # which have statistics of their own: in a sample ...
+    Py_ssize_t groups           # which have statistics of their own: in a instance ...
     Py_ssize_t owners           # ... and in all of them
 
 cdef struct Supply:
@@ -49,15 +49,15 @@ cdef int take_call(const fastbn_call* given, fastbn_call* call) noexcept nogil:
     return FASTBN_OK
 
 
-cdef inline const Leaves* leaves_for(int dtype) noexcept nogil:
-    return leaves_of[dtype - FASTBN_FLOAT32]
+cdef inline const KernelTable* kernels_for(int dtype) noexcept nogil:
+    return kernels_of[dtype - FASTBN_FLOAT32]
 
 
 cdef inline bint of_rows(const fastbn_call* call) noexcept nogil:
     return call.norm == FASTBN_LAYER_NORM or call.norm == FASTBN_RMS_NORM
 
 
-cdef inline bint of_samples(const fastbn_call* call) noexcept nogil:
+cdef inline bint of_instances(const fastbn_call* call) noexcept nogil:
     return call.norm == FASTBN_INSTANCE_NORM or call.norm == FASTBN_GROUP_NORM
 
 
@@ -136,8 +136,8 @@ cdef int check_axes(const fastbn_call* call) noexcept nogil:
         return FASTBN_OK if 1 <= call.normalized_ndim <= call.ndim else FASTBN_BAD_AXIS
     if not is_axis(call, call.channel_axis):
         return FASTBN_BAD_AXIS
-    if of_samples(call) and (not is_axis(call, call.sample_axis)
-                             or call.sample_axis == call.channel_axis):
+    if of_instances(call) and (not is_axis(call, call.sample_axis)
+                               or call.sample_axis == call.channel_axis):
         return FASTBN_BAD_AXIS
     if call.norm == FASTBN_GROUP_NORM and (
             call.groups < 1 or call.shape[call.channel_axis] % call.groups):
@@ -163,10 +163,10 @@ cdef int check_call(const fastbn_call* call) noexcept nogil:
     cdef int code = check_kind(call)
     if code == FASTBN_OK:
         code = check_vectors(call)
-    if code == FASTBN_OK and leaves_for(call.dtype) == NULL:
+    if code == FASTBN_OK and kernels_for(call.dtype) == NULL:
         code = FASTBN_BAD_DTYPE
     if code == FASTBN_OK:
-        code = check_shape(call, leaves_for(call.dtype).elem_size)
+        code = check_shape(call, kernels_for(call.dtype).elem_size)
     if code == FASTBN_OK:
         code = check_axes(call)
     return code if code != FASTBN_OK else check_numbers(call)
@@ -193,7 +193,7 @@ cdef int look_at(const Request* r, const fastbn_tensor* tensor, Py_ssize_t group
     cdef Axes axes = axes_of_tensor(&r.call, tensor, gapless)
     if tensor.data == NULL:
         return FASTBN_NULL_POINTER
-    if <size_t>tensor.data % r.leaves.elem_size:
+    if <size_t>tensor.data % r.kernels.elem_size:
         return FASTBN_MISALIGNED
     if not gapless_inwards(&axes, &r.order) or (written and steps_over_itself(&axes)):
         return FASTBN_BAD_STRIDES
@@ -217,7 +217,7 @@ cdef int order_axes(Request* r) noexcept nogil:
     cdef int outer
     if not of_rows(call):
         sort_by_channel(&axes, call.channel_axis,
-                        call.sample_axis if of_samples(call) else NO_AXIS, &r.order)
+                        call.sample_axis if of_instances(call) else NO_AXIS, &r.order)
         return FASTBN_OK
     sort_by_features(&axes, call.ndim - call.normalized_ndim, &r.order)
     outer = r.order.outer
@@ -245,7 +245,7 @@ cdef int look_at_all(const Request* r, Py_ssize_t group, uint64_t* breaks) noexc
 cdef bint same_or_apart(const Request* r, const Operand* a, const Operand* b) noexcept nogil:
     if a.data == NULL or b.data == NULL or same_places(&r.job, a, b):
         return True
-    return not overlap(&r.job, r.leaves.elem_size, a, b)
+    return not overlap(&r.job, r.kernels.elem_size, a, b)
 
 
 cdef int check_apart(const Request* r) noexcept nogil:
@@ -257,8 +257,8 @@ cdef int check_apart(const Request* r) noexcept nogil:
         return FASTBN_OVERLAP
     if not has_residual(&r.call) or not is_backward(&r.call):
         return FASTBN_OK
-    if (overlap(job, r.leaves.elem_size, dresidual, &job.out)
-            or overlap(job, r.leaves.elem_size, dresidual, &job.x)):
+    if (overlap(job, r.kernels.elem_size, dresidual, &job.out)
+            or overlap(job, r.kernels.elem_size, dresidual, &job.x)):
         return FASTBN_OVERLAP
     if same_or_apart(r, dresidual, &job.dy_of_y) and same_or_apart(r, dresidual, &job.residual):
         return FASTBN_OK
@@ -286,19 +286,19 @@ cdef int settle_tensors(Request* r, Py_ssize_t channels, Py_ssize_t group) noexc
         settle_tensor(r, &call.dresidual, split, &dresidual)
     if call.operation != FASTBN_STATISTICS:
         settle_tensor(r, &call.out, split, &r.job.out)
-    settle_activation(r.leaves, &dresidual if backward and adds else NULL, &r.job)
+    settle_activation(r.kernels, &dresidual if backward and adds else NULL, &r.job)
     return check_apart(r)
 
 
 cdef int settle_channels(Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
     cdef Py_ssize_t channels = call.shape[call.channel_axis]
-    cdef Py_ssize_t samples = call.shape[call.sample_axis] if of_samples(call) else 1
+    cdef Py_ssize_t instances = call.shape[call.sample_axis] if of_instances(call) else 1
     cdef Py_ssize_t size = 1
     cdef int axis, code
     r.parameters = channels
     r.groups = call.groups if call.norm == FASTBN_GROUP_NORM else channels
-    r.owners = samples * r.groups
+    r.owners = instances * r.groups
     for axis in range(call.ndim):
         size *= call.shape[axis]
     code = settle_tensors(r, channels, channels // r.groups)
@@ -317,14 +317,14 @@ cdef int settle_rows(Request* r) noexcept nogil:
     return code
 
 
-cdef Operation operation_of(const fastbn_call* call, const Leaves* leaves) noexcept nogil:
+cdef Operation operation_of(const fastbn_call* call, const KernelTable* kernels) noexcept nogil:
     if call.operation == FASTBN_STATISTICS:
-        return statistics_of(leaves)
+        return statistics_of(kernels)
     if call.operation == FASTBN_INFERENCE:
-        return inference_of(leaves)
+        return inference_of(kernels)
     if call.operation == FASTBN_FORWARD:
-        return training_of(leaves)
-    return gradients_of(leaves)
+        return training_of(kernels)
+    return gradients_of(kernels)
 
 
 cdef int understand(const fastbn_call* given, int workers, Request* r) noexcept nogil:
@@ -336,8 +336,8 @@ cdef int understand(const fastbn_call* given, int workers, Request* r) noexcept 
         code = FASTBN_BAD_WORKERS
     if code != FASTBN_OK:
         return code
-    r.leaves = leaves_for(r.call.dtype)
-    r.operation = operation_of(&r.call, r.leaves)
+    r.kernels = kernels_for(r.call.dtype)
+    r.operation = operation_of(&r.call, r.kernels)
     memset(&r.job, 0, sizeof(Job))
     r.job.threads = workers
     r.job.eps, r.job.momentum = r.call.eps, r.call.momentum
@@ -354,7 +354,7 @@ cdef int understand(const fastbn_call* given, int workers, Request* r) noexcept 
 
 cdef void narrow(const double* vector, Py_ssize_t n, int dtype, void* to) noexcept nogil:
     if to != NULL and to != <const void*>vector:
-        leaves_for(dtype).narrow(vector, n, to)
+        kernels_for(dtype).from_float64(vector, n, to)
 
 
 cdef double* new_vector(Supply* supply, Py_ssize_t n) noexcept nogil:
@@ -374,7 +374,7 @@ cdef double* wide(Supply* supply, const fastbn_call* call, const void* vector,
         return <double*>vector
     to = new_vector(supply, n)
     if supply.start != NULL:
-        leaves_for(call.vector_dtype).widen(vector, n, to)
+        kernels_for(call.vector_dtype).to_float64(vector, n, to)
     return to
 
 

@@ -26,8 +26,8 @@ from libc.string cimport memcpy, memmove, memset
 
 from fastbn cimport *
 from fastbn.kernels.job cimport (
-    COEFFICIENTS, COLUMNS, IDENTITY, NO_MEMORY, PIXELS, RUN_COLUMNS, SILU, STOPPED, WRAP, Job,
-    Leaves, Operand, Plan, Step, Task, View)
+    COEFFICIENT_KINDS, COLUMNS, IDENTITY, NO_MEMORY, PIXELS, RUN_COLUMNS, SILU, STOPPED, WRAP, Job,
+    KernelTable, Operand, Plan, ChannelKernel, TileKernel, View)
 
 cdef extern from *:
     const char* FASTBN_VERSION
@@ -116,46 +116,46 @@ include "phases.pxi"
 include "team.pxi"
 
 
-cdef int carry_out(const Leaves* leaves, Job* job, const Operation* operation) noexcept nogil:
-    cdef void* memory = malloc(prepare(leaves, job, operation.tensors))
+cdef int carry_out(const KernelTable* kernels, Job* job, const Operation* operation) noexcept nogil:
+    cdef void* memory = malloc(prepare(kernels, job, operation.tensors))
     cdef int status
     if memory == NULL:
         return NO_MEMORY
-    use_memory(leaves, job, <char*>memory)
-    status = run_phases(leaves, job, operation)
+    use_memory(kernels, job, <char*>memory)
+    status = run_phases(kernels, job, operation)
     if status == 0 and operation.close != NULL:
         operation.close(job, 0, job.view.channels)
     free(memory)
     return status
 
 
-cdef int statistics(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef Operation operation = statistics_of(leaves)
-    return carry_out(leaves, job, &operation)
+cdef int statistics(const KernelTable* kernels, Job* job) noexcept nogil:
+    cdef Operation operation = statistics_of(kernels)
+    return carry_out(kernels, job, &operation)
 
 
-cdef int preparation(const Leaves* leaves, Job* job) noexcept nogil:
+cdef int preparation(const KernelTable* kernels, Job* job) noexcept nogil:
     # Into `prepared`, for jobs of any shape with these channels.
     job.view.outer = job.view.middle = job.view.inner = 1
-    plan(&job.view, leaves.elem_size, &job.plan)
+    plan(&job.view, kernels.elem_size, &job.plan)
     job.coefficients = job.prepared
-    leaves.coefficients(job, 0, job.view.channels)
+    kernels.coefficients(job, 0, job.view.channels)
     return 0
 
 
-cdef int inference(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef Operation operation = inference_of(leaves)
-    return carry_out(leaves, job, &operation)
+cdef int inference(const KernelTable* kernels, Job* job) noexcept nogil:
+    cdef Operation operation = inference_of(kernels)
+    return carry_out(kernels, job, &operation)
 
 
-cdef int training(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef Operation operation = training_of(leaves)
-    return carry_out(leaves, job, &operation)
+cdef int training(const KernelTable* kernels, Job* job) noexcept nogil:
+    cdef Operation operation = training_of(kernels)
+    return carry_out(kernels, job, &operation)
 
 
-cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil:
-    cdef Operation operation = gradients_of(leaves)
-    return carry_out(leaves, job, &operation)
+cdef int gradients(const KernelTable* kernels, Job* job) noexcept nogil:
+    cdef Operation operation = gradients_of(kernels)
+    return carry_out(kernels, job, &operation)
 
 
 # ---- for C -------------------------------------------------------------------------
@@ -163,7 +163,7 @@ cdef int gradients(const Leaves* leaves, Job* job) noexcept nogil:
 cdef enum:
     DTYPES = 4
 
-cdef const Leaves* leaves_of[DTYPES]    # in the order of fastbn_dtype
+cdef const KernelTable* kernels_of[DTYPES]    # in the order of fastbn_dtype
 
 include "axes.pxi"
 include "overlap.pxi"
@@ -185,7 +185,7 @@ cdef int run_call(const fastbn_call* call, int threads, int (*stopped)() noexcep
         return NO_MEMORY
     r.job.stopped = stopped
     state = begin_in(&r, memory)
-    code = run_phases(r.leaves, &state.request.job, &state.request.operation)
+    code = run_phases(r.kernels, &state.request.job, &state.request.operation)
     loss[0] = state.request.job.team_loss
     if code == 0:
         api_finish(memory)
@@ -194,9 +194,9 @@ cdef int run_call(const fastbn_call* call, int threads, int (*stopped)() noexcep
 
 
 def use(*capsules):
-    """Make the leaves of one CPU level, one capsule for each type, those of C's calls."""
+    """Make the kernels of one CPU level, one capsule for each type, those of C's calls."""
     for kind, capsule in enumerate(capsules):
-        leaves_of[kind] = <const Leaves*>PyCapsule_GetPointer(capsule, "fastbn.leaves")
+        kernels_of[kind] = <const KernelTable*>PyCapsule_GetPointer(capsule, "fastbn.kernels")
 
 
 C_API = PyCapsule_New(<void*>filled_api(), "fastbn._C_API", NULL)

@@ -2,8 +2,8 @@
 # The elementwise passes of layer and RMS norm, where each element of a run, a feature,
 # has a weight and a bias of its own:
 #
-#   forward    z = (forward of pens.pxi) * weight + bias
-#   gradient   the gradient of pens.pxi, for dz * weight in place of dz
+#   forward    z = (forward of elementwise.pxi) * weight + bias
+#   gradient   the gradient of elementwise.pxi, for dz * weight in place of dz
 #
 # The gradients of features are sums over channels, taken while dx is written, since dz
 # and x are at hand then: two channels at a time, since the rows of more may crowd one
@@ -11,17 +11,17 @@
 # float64.
 
 cdef enum:
-    STRIP = 512         # features
+    FEATURE_CHUNK = 512         # features
 
-cdef struct Strip:
+cdef struct FeatureChunkSums:
     lanes aligned       # unused: the arrays begin where a register may
-    real s[STRIP]
-    real q[STRIP]
+    real s[FEATURE_CHUNK]
+    real q[FEATURE_CHUNK]
 
-cdef struct Row:
+cdef struct FeatureRow:
     # A channel, and what it is written with.
-    Place place
-    Pen pen
+    Pointers place
+    Coefficients coef
     ptrdiff_t x_ahead, dy_ahead
 
 
@@ -31,31 +31,31 @@ cdef inline ptrdiff_t to_next_tile(const Job* job, const Operand* operand) noexc
 
 # ---- forward ---------------------------------------------------------------------
 
-cdef inline lanes with_feature(const Pen* pen, const Activation* a, const Lot* some,
-                               lanes weight, lanes bias, int how) noexcept nogil:
-    cdef lanes z = (centred(pen, some.x, how) * pen.gain + pen.shift) * weight + bias
-    return finished(a, z, some, how)
+cdef inline lanes with_feature(const Coefficients* coef, const Activation* a, const Vectors* some,
+                               lanes weight, lanes bias, int variant) noexcept nogil:
+    cdef lanes z = (center(coef, some.x, variant) * coef.scale + coef.shift) * weight + bias
+    return finish(a, z, some, variant)
 
 
-cdef inline void write_channel(Place* p, Py_ssize_t n, const Pen* pen, Features features,
-                               ptrdiff_t ahead, int how) noexcept nogil:
+cdef inline void write_channel(Pointers* p, Py_ssize_t n, const Coefficients* coef,
+                               Features features, ptrdiff_t ahead, int variant) noexcept nogil:
     # n neighbouring elements of one channel.
-    cdef Py_ssize_t i = 0, some = find_lines(p, n) if how & STREAMING else 0
-    cdef Lot these
+    cdef Py_ssize_t i = 0, some = find_lines(p, n) if variant & STREAMING else 0
+    cdef Vectors these
     cdef lanes y
     while True:
         if some:
-            these = part_of_lot(p, i, some, how)
-            y = with_feature(pen, p.activation, &these, load_real_part(features.weight + i, some),
-                             load_real_part(features.bias + i, some), how)
-            store_part(p.out + i, y, some)
+            these = load_n_vectors(p, i, some, variant)
+            y = with_feature(coef, p.activation, &these, load_real_n(features.weight + i, some),
+                             load_real_n(features.bias + i, some), variant)
+            store_n(p.out + i, y, some)
             i += some
         while i + WIDTH <= n:
-            prefetch_place(p, i, ahead, how)
-            these = lot(p, i, how)
-            y = with_feature(pen, p.activation, &these, load_real(features.weight + i),
-                             load_real(features.bias + i), how)
-            put(p, i, y, how)
+            prefetch_next(p, i, ahead, variant)
+            these = load_vectors(p, i, variant)
+            y = with_feature(coef, p.activation, &these, load_real(features.weight + i),
+                             load_real(features.bias + i), variant)
+            store_vector(p, i, y, variant)
             i += WIDTH
         some = n - i
         if some == 0:
@@ -64,120 +64,123 @@ cdef inline void write_channel(Place* p, Py_ssize_t n, const Pen* pen, Features 
 
 cdef inline void write_channels(const Job* job, const Activation* a, Py_ssize_t channel,
                                 Py_ssize_t channels, Py_ssize_t b0, Py_ssize_t b1,
-                                int how) noexcept nogil:
+                                int variant) noexcept nogil:
     cdef ptrdiff_t ahead = to_next_tile(job, &job.x)
     cdef Py_ssize_t c, b
     cdef Block block
-    cdef Place p
-    cdef Pen pen
+    cdef Pointers p
+    cdef Coefficients coef
     for b in range(b0, b1):
         block = block_at(job, b)
         for c in range(channel, channel + channels):
-            pen = pen_of(job, c, how)
-            p = place_of(job, a, c, 0, block.offset, how)
-            write_channel(&p, block.length, &pen, features_from(job, block.offset), ahead, how)
+            coef = coefficients_of(job, c, variant)
+            p = pointers_at(job, a, c, 0, block.offset, variant)
+            write_channel(&p, block.length, &coef, features_from(job, block.offset), ahead, variant)
 
 
 # ---- backward --------------------------------------------------------------------
 
-cdef inline Row row_of(const Job* job, const Activation* a, Py_ssize_t channel, Py_ssize_t at,
-                       Py_ssize_t n, int how) noexcept nogil:
+cdef inline FeatureRow row_of(const Job* job, const Activation* a, Py_ssize_t channel,
+                              Py_ssize_t at, Py_ssize_t n, int variant) noexcept nogil:
     # n features from `at` on.
-    cdef Row row
-    row.place = place_of(job, a, channel, 0, at, how)
-    if how & STREAMING:
+    cdef FeatureRow row
+    row.place = pointers_at(job, a, channel, 0, at, variant)
+    if variant & STREAMING:
         find_lines(&row.place, n)
-    row.pen = pen_of(job, channel, how)
-    row.pen.offset = splat(coefficient(job, OFFSET)[channel])
+    row.coef = coefficients_of(job, channel, variant)
+    row.coef.offset = set1(coefficient(job, OFFSET)[channel])
     row.x_ahead = to_next_tile(job, &job.x)
     row.dy_ahead = to_next_tile(job, &job.dy)
     return row
 
 
-cdef inline Pair feature_term(const Row* row, Py_ssize_t j, Py_ssize_t some, lanes weight,
-                              lanes bias, lanes* dx, bint whole, int how) noexcept nogil:
+cdef inline Pair feature_term(const FeatureRow* row, Py_ssize_t j, Py_ssize_t some, lanes weight,
+                              lanes bias, lanes* dx, bint whole, int variant) noexcept nogil:
     # dx of a register of features, and its terms of the gradients: dz and dz * xhat.
-    cdef const Place* p = &row.place
-    cdef Lot these = lot(p, j, how) if whole else part_of_lot(p, j, some, how)
+    cdef const Pointers* p = &row.place
+    cdef Vectors these = (load_vectors(p, j, variant) if whole
+                          else load_n_vectors(p, j, some, variant))
     cdef lanes d, xhat
     cdef Pair t
     if whole and row.x_ahead:
         prefetch(p.x + j, row.x_ahead)
         prefetch(p.dy + j, row.dy_ahead)
-    d = centred(&row.pen, these.x, how)
-    xhat = d * row.pen.gain + row.pen.offset
-    t.s = passed_again(p.activation, xhat * weight + bias, these.dy) if how & FUSED else these.dy
+    d = center(&row.coef, these.x, variant)
+    xhat = d * row.coef.scale + row.coef.offset
+    t.s = activation_grad_outlined(p.activation, xhat * weight + bias,
+                                   these.dy) if variant & FUSED else these.dy
     t.q = t.s * xhat
-    dx[0] = backward(&row.pen, d, t.s * weight, how)
+    dx[0] = backward(&row.coef, d, t.s * weight, variant)
     return t
 
 
-cdef inline void write_dx(const Place* p, Py_ssize_t j, lanes dx, Py_ssize_t some, bint whole,
-                          int how) noexcept nogil:
+cdef inline void write_dx(const Pointers* p, Py_ssize_t j, lanes dx, Py_ssize_t some, bint whole,
+                          int variant) noexcept nogil:
     if whole:
-        put(p, j, dx, how)
+        store_vector(p, j, dx, variant)
     else:
-        store_part(p.out + j, dx, some)
+        store_n(p.out + j, dx, some)
 
 
-cdef inline void write_register(const Row* a, const Row* b, Features features, Py_ssize_t j,
-                                Py_ssize_t some, Strip* strip, bint first, bint whole,
-                                int how) noexcept nogil:
+cdef inline void backward_vector(const FeatureRow* a, const FeatureRow* b, Features features,
+                                 Py_ssize_t j, Py_ssize_t some, FeatureChunkSums* sums, bint first,
+                                 bint whole, int variant) noexcept nogil:
     # Both rows are read before one is written: loads may have to wait for a store to
     # the same place of another page.
     cdef const real* weights = features.weight + j
-    cdef lanes weight = load_real(weights) if whole else load_real_part(weights, some)
+    cdef lanes weight = load_real(weights) if whole else load_real_n(weights, some)
     cdef lanes bias = weight
     cdef lanes dx_a, dx_b
     cdef Pair t
-    if how & FUSED:
-        bias = load_real(features.bias + j) if whole else load_real_part(features.bias + j, some)
-    t = feature_term(a, j, some, weight, bias, &dx_a, whole, how)
+    if variant & FUSED:
+        bias = load_real(features.bias + j) if whole else load_real_n(features.bias + j, some)
+    t = feature_term(a, j, some, weight, bias, &dx_a, whole, variant)
     if b != NULL:
-        t = both(t, feature_term(b, j, some, weight, bias, &dx_b, whole, how))
-        write_dx(&b.place, j, dx_b, some, whole, how)
-    write_dx(&a.place, j, dx_a, some, whole, how)
+        t = add_pairs(t, feature_term(b, j, some, weight, bias, &dx_b, whole, variant))
+        write_dx(&b.place, j, dx_b, some, whole, variant)
+    write_dx(&a.place, j, dx_a, some, whole, variant)
     if not first:
-        t.s = t.s + load_real(strip.s + j)
-        t.q = t.q + load_real(strip.q + j)
-    store_real(strip.s + j, t.s)
-    store_real(strip.q + j, t.q)
+        t.s = t.s + load_real(sums.s + j)
+        t.q = t.q + load_real(sums.q + j)
+    store_real(sums.s + j, t.s)
+    store_real(sums.q + j, t.q)
 
 
-cdef inline void write_pair(const Row* a, const Row* b, Features features, Py_ssize_t n,
-                            Strip* strip, bint first, int how) noexcept nogil:
+cdef inline void backward_row_pair(const FeatureRow* a, const FeatureRow* b, Features features,
+                                   Py_ssize_t n, FeatureChunkSums* sums, bint first,
+                                   int variant) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n // WIDTH):
-        write_register(a, b, features, i * WIDTH, WIDTH, strip, first, True, how)
+        backward_vector(a, b, features, i * WIDTH, WIDTH, sums, first, True, variant)
     if n % WIDTH:
-        write_register(a, b, features, n - n % WIDTH, n % WIDTH, strip, first, False, how)
+        backward_vector(a, b, features, n - n % WIDTH, n % WIDTH, sums, first, False, variant)
 
 
-cdef inline void write_strip(const Job* job, const Activation* activation, Py_ssize_t channel,
-                             Py_ssize_t channels, Py_ssize_t at, Py_ssize_t n,
-                             int how) noexcept nogil:
+cdef inline void backward_feature_chunk(const Job* job, const Activation* activation,
+                                        Py_ssize_t channel, Py_ssize_t channels, Py_ssize_t at,
+                                        Py_ssize_t n, int variant) noexcept nogil:
     # n features of up to ROWS channels.
     cdef Features features = features_from(job, at)
     cdef double* q = job.feature_sums + at
     cdef double* s = q + job.view.inner + WRAP
     cdef Py_ssize_t c, i, j, half
-    cdef Strip strip
-    cdef Row a, b
+    cdef FeatureChunkSums sums
+    cdef FeatureRow a, b
     for c in range(0, channels - 1, 2):
-        a = row_of(job, activation, channel + c, at, n, how)
-        b = row_of(job, activation, channel + c + 1, at, n, how)
+        a = row_of(job, activation, channel + c, at, n, variant)
+        b = row_of(job, activation, channel + c + 1, at, n, variant)
         if c == 0:
-            write_pair(&a, &b, features, n, &strip, True, how)
+            backward_row_pair(&a, &b, features, n, &sums, True, variant)
         else:
-            write_pair(&a, &b, features, n, &strip, False, how)
+            backward_row_pair(&a, &b, features, n, &sums, False, variant)
     if channels & 1:
-        a = row_of(job, activation, channel + channels - 1, at, n, how)
-        write_pair(&a, NULL, features, n, &strip, channels == 1, how)
+        a = row_of(job, activation, channel + channels - 1, at, n, variant)
+        backward_row_pair(&a, NULL, features, n, &sums, channels == 1, variant)
     for i in range(steps(n, WIDTH)):
         for half in range(HALVES):
             j = i * WIDTH + half * WIDE
-            store_wide(s + j, load_wide(s + j) + widen(load_real(strip.s + i * WIDTH), half))
-            store_wide(q + j, load_wide(q + j) + widen(load_real(strip.q + i * WIDTH), half))
+            store_wide(s + j, load_wide(s + j) + widen(load_real(sums.s + i * WIDTH), half))
+            store_wide(q + j, load_wide(q + j) + widen(load_real(sums.q + i * WIDTH), half))
 
 
 cdef inline bint lie_alike(const Operand* operand) noexcept nogil:
@@ -185,38 +188,39 @@ cdef inline bint lie_alike(const Operand* operand) noexcept nogil:
     return operand.channel % LINE == 0 and operand.outer % LINE == 0
 
 
-cdef inline void write_strips(const Job* job, const Activation* a, Py_ssize_t channel,
-                              Py_ssize_t channels, Py_ssize_t at, Py_ssize_t end,
-                              int how) noexcept nogil:
+cdef inline void backward_feature_chunks(const Job* job, const Activation* a, Py_ssize_t channel,
+                                         Py_ssize_t channels, Py_ssize_t at, Py_ssize_t end,
+                                         int variant) noexcept nogil:
     # Up to ROWS channels. What is streamed begins with the part of a line.
     cdef Py_ssize_t n = 0
-    if how & STREAMING:
+    if variant & STREAMING:
         n = to_line(element(job, &job.out, channel, 0, at))
     while at < end:
-        n = minimum(n if n else STRIP, end - at)
-        write_strip(job, a, channel, channels, at, n, how)
+        n = minimum(n if n else FEATURE_CHUNK, end - at)
+        backward_feature_chunk(job, a, channel, channels, at, n, variant)
         at += n
         n = 0
 
 
 cdef inline void write_gradients(const Job* job, const Activation* a, Py_ssize_t channel,
                                  Py_ssize_t channels, Py_ssize_t b0, Py_ssize_t b1,
-                                 int how) noexcept nogil:
+                                 int variant) noexcept nogil:
     cdef Block first = block_at(job, b0), last = block_at(job, b1 - 1)
     cdef Py_ssize_t i, c, end = last.offset + last.length
     for i in range(steps(channels, ROWS)):
         c = i * ROWS
-        if how & STREAMING and lie_alike(&job.out):
-            write_strips(job, a, channel + c, minimum(ROWS, channels - c), first.offset, end, how)
+        if variant & STREAMING and lie_alike(&job.out):
+            backward_feature_chunks(job, a, channel + c, minimum(ROWS, channels - c), first.offset,
+                                    end, variant)
         else:
-            write_strips(job, a, channel + c, minimum(ROWS, channels - c), first.offset, end,
-                         how & ~STREAMING)
+            backward_feature_chunks(job, a, channel + c, minimum(ROWS, channels - c), first.offset,
+                                    end, variant & ~STREAMING)
 
 
 cdef inline void write_features(const Job* job, const Activation* a, Py_ssize_t channel,
                                 Py_ssize_t channels, Py_ssize_t b0, Py_ssize_t b1,
-                                int how) noexcept nogil:
-    if how & GRADIENT:
-        write_gradients(job, a, channel, channels, b0, b1, how)
+                                int variant) noexcept nogil:
+    if variant & GRADIENT:
+        write_gradients(job, a, channel, channels, b0, b1, variant)
     else:
-        write_channels(job, a, channel, channels, b0, b1, how)
+        write_channels(job, a, channel, channels, b0, b1, variant)

@@ -133,7 +133,7 @@ cdef inline Matrix long_matrix(const Job* job, const Operand* operand, const Blo
 
 
 cdef inline Matrix remainder_matrix(Matrix m, Py_ssize_t length) noexcept nogil:
-    # What a long matrix leaves of its run: less than a row.
+    # What a long matrix kernels of its run: less than a row.
     m.data += m.rows * m.step
     m.columns = length - m.rows * m.step
     m.rows = 1 if m.columns else 0

@@ -20,7 +20,7 @@ cdef inline void wrap(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nog
     # channels are written with them.
     cdef int which
     if job.view.inner == 1 and job.plan.tiles > 1 and c1 - c0 == job.view.channels:
-        for which in range(COEFFICIENTS):
+        for which in range(COEFFICIENT_KINDS):
             memcpy(coefficient(job, which) + c1, coefficient(job, which), WRAP * sizeof(real))
 
 
@@ -36,12 +36,12 @@ cdef inline bint usual(double mean, double invstd) noexcept nogil:
             & ((fabs(mean) > 1.0 / USUAL_SCALE) | (invstd < USUAL_SCALE)))
 
 
-cdef inline double scale_for(double size) noexcept nogil:
+cdef inline double pow2_scale_for(double size) noexcept nogil:
     # An inverse power of two near the size of the data. NaN, Inf and 0: 1.
     if size > USUAL_SCALE and size <= DBL_MAX:
-        return inverse_power_of_two(size if size < LARGEST_SCALE else LARGEST_SCALE)
+        return inverse_pow2(size if size < LARGEST_SCALE else LARGEST_SCALE)
     if size < 1.0 / USUAL_SCALE and size > 0.0:
-        return inverse_power_of_two(size if size > 1.0 / LARGEST_SCALE else 1.0 / LARGEST_SCALE)
+        return inverse_pow2(size if size > 1.0 / LARGEST_SCALE else 1.0 / LARGEST_SCALE)
     return 1.0
 
 
@@ -53,7 +53,7 @@ cdef inline double bias_of(const Job* job, Py_ssize_t c) noexcept nogil:
     return 0.0 if job.bias == NULL or job.view.features else job.bias[c]
 
 
-cdef void spread_features(const Job* job, Py_ssize_t j0, Py_ssize_t j1) noexcept nogil:
+cdef void broadcast_features(const Job* job, Py_ssize_t j0, Py_ssize_t j1) noexcept nogil:
     # And zeros, so that a register may reach past the last feature.
     cdef real* weight = <real*>job.features
     cdef real* bias = weight + job.view.inner + WRAP
@@ -70,7 +70,7 @@ cdef void spread_features(const Job* job, Py_ssize_t j0, Py_ssize_t j1) noexcept
     fp_leave(saved)
 
 
-cdef void spread_groups(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+cdef void broadcast_groups(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     cdef Py_ssize_t c, g
     cdef double invstd
     cdef fp_state saved = fp_enter()
@@ -86,17 +86,17 @@ cdef void spread_groups(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
 
 
 cdef void unusual_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
-    cdef double scale = scale_for(size_of(job.mean[c], job.invstd[c]))
-    cdef double mean = job.mean[c] * scale
-    cdef double invstd = job.invstd[c] / scale
-    cdef double gain = invstd * weight_of(job, c)
+    cdef double pow2_scale = pow2_scale_for(size_of(job.mean[c], job.invstd[c]))
+    cdef double mean = job.mean[c] * pow2_scale
+    cdef double invstd = job.invstd[c] / pow2_scale
+    cdef double scale = invstd * weight_of(job, c)
     cdef double shift = bias_of(job, c)
     cdef real pivot = as_real(mean)
     if mean != <double>pivot:       # 0 * Inf would be NaN
-        shift -= (mean - <double>pivot) * gain
-    coefficient(job, SCALE)[c] = as_real(scale)
+        shift -= (mean - <double>pivot) * scale
+    coefficient(job, POW2_SCALE)[c] = as_real(pow2_scale)
     coefficient(job, PIVOT)[c] = pivot
-    coefficient(job, GAIN)[c] = as_real(gain)
+    coefficient(job, SCALE)[c] = as_real(scale)
     coefficient(job, SHIFT)[c] = as_real(shift)
 
 
@@ -121,9 +121,9 @@ cdef inline void some_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t n) 
     cdef const double* bias = parameter(job, job.bias, 0.0, c0, n, scratch[1])
     cdef const double* mean = job.mean + c0
     cdef double* invstd = job.invstd + c0
-    cdef real* scale = coefficient(job, SCALE) + c0
+    cdef real* pow2_scale = coefficient(job, POW2_SCALE) + c0
     cdef real* pivot = coefficient(job, PIVOT) + c0
-    cdef real* gain = coefficient(job, GAIN) + c0
+    cdef real* scale = coefficient(job, SCALE) + c0
     cdef real* shift = coefficient(job, SHIFT) + c0
     cdef double eps = job.eps
     cdef Py_ssize_t i
@@ -132,11 +132,11 @@ cdef inline void some_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t n) 
         for i in range(n):
             invstd[i] = 1.0 / sqrt(job.var[c0 + i] + eps)
     for i in range(n):
-        scale[i] = 1.0
+        pow2_scale[i] = 1.0
     for i in range(n):
         pivot[i] = as_real(mean[i])
     for i in range(n):
-        gain[i] = as_real(invstd[i] * weight[i])
+        scale[i] = as_real(invstd[i] * weight[i])
     for i in range(n):
         shift[i] = as_real(bias[i] - (mean[i] - <double>pivot[i]) * (invstd[i] * weight[i]))
     for i in range(n):
@@ -157,13 +157,13 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
     fp_leave(saved)
 
 
-cdef inline void spread_coefficients(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
-                                     int gradient, Columns* columns) noexcept nogil:
-    spread_channels(job, columns.scale, coefficient(job, SCALE) + channel, channels)
-    spread_channels(job, columns.pivot, coefficient(job, PIVOT) + channel, channels)
+cdef inline void broadcast_coefficients(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
+                                        int gradient, Columns* columns) noexcept nogil:
+    broadcast_channels(job, columns.pow2_scale, coefficient(job, POW2_SCALE) + channel, channels)
+    broadcast_channels(job, columns.pivot, coefficient(job, PIVOT) + channel, channels)
     if gradient == ACTIVATED:
-        spread_channels(job, columns.gain, coefficient(job, GAIN) + channel, channels)
-        spread_channels(job, columns.shift, coefficient(job, SHIFT) + channel, channels)
+        broadcast_channels(job, columns.scale, coefficient(job, SCALE) + channel, channels)
+        broadcast_channels(job, columns.shift, coefficient(job, SHIFT) + channel, channels)
         columns.activation = activation_of(job)
 
 
@@ -174,13 +174,13 @@ cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t chan
     cdef Columns own
     cdef WideColumns wide
     cdef Py_ssize_t j, width = columns_per_channel(job)
-    spread_coefficients(job, channel, 1, gradient, &own)
+    broadcast_coefficients(job, channel, 1, gradient, &own)
     wide.own = &own
     for j in range(width):
-        wide.scale[j] = own.scale[j]
+        wide.pow2_scale[j] = own.pow2_scale[j]
         wide.pivot[j] = own.pivot[j]
-    sum_block(job, block, channel, 1, &wide, columns, gradient)
-    fold_columns(columns, 1, width, s, q)
+    reduce_block(job, block, channel, 1, &wide, columns, gradient)
+    reduce_columns(columns, 1, width, s, q)
 
 
 cdef inline bint not_finite(double s, double q) noexcept nogil:
@@ -202,8 +202,8 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
-        sum_block(job, &block, channel, channels, NULL, columns, gradient)
-        fold_channels(job, columns, channels, s, q)
+        reduce_block(job, &block, channel, channels, NULL, columns, gradient)
+        reduce_channels(job, columns, channels, s, q)
         infinite = 0
         for c in range(channels):
             infinite += not_finite(s[c], q[c])
@@ -224,8 +224,8 @@ cdef inline void sum_gradients(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_
     cdef double q[COLUMNS]
     cdef Py_ssize_t tile, segment
     for tile in range(t0, t1):
-        spread_coefficients(job, first_channel(job, tile), count_channels(job, tile), gradient,
-                            &columns)
+        broadcast_coefficients(job, first_channel(job, tile), count_channels(job, tile), gradient,
+                               &columns)
         for segment in range(s0, s1):
             segment_gradients(job, tile, segment, &columns, s, q, gradient)
 
@@ -241,13 +241,13 @@ cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
 
 
 cdef inline double scaled_invstd(const Job* job, Py_ssize_t c) noexcept nogil:
-    return job.invstd[c] / <double>coefficient(job, SCALE)[c]
+    return job.invstd[c] / <double>coefficient(job, POW2_SCALE)[c]
 
 
 cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
     # What the pivot has left of the mean, and the sums' d therefore lacks.
     return (<double>coefficient(job, PIVOT)[c]
-            - job.mean[c] * <double>coefficient(job, SCALE)[c])
+            - job.mean[c] * <double>coefficient(job, POW2_SCALE)[c])
 
 
 # Below, names of their own for vectors: through `job`, the compiler would have to
@@ -255,7 +255,7 @@ cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
 
 cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
                                        Py_ssize_t n) noexcept nogil:
-    # dx = dy * gain - (d * slope + shift), for n channels
+    # dx = dy * scale - (d * slope + shift), for n channels
     cdef double scratch[COLUMNS]
     cdef const double* weight = parameter(job, job.weight, 1.0, c0, n, scratch)
     cdef const double* dbias = job.dbias + c0
@@ -293,10 +293,10 @@ cdef void group_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexc
 cdef inline void frozen_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
     # Fixed statistics: dx = dy * weight * invstd, written by `write_forward`.
     # -0.0 is what can be added without a trace.
-    coefficient(job, SCALE)[c] = 1.0
+    coefficient(job, POW2_SCALE)[c] = 1.0
     coefficient(job, PIVOT)[c] = 0.0
     coefficient(job, SHIFT)[c] = -0.0
-    coefficient(job, GAIN)[c] = as_real(job.invstd[c] * weight_of(job, c))
+    coefficient(job, SCALE)[c] = as_real(job.invstd[c] * weight_of(job, c))
 
 
 cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -340,8 +340,8 @@ cdef void add_rows(double* rows, Py_ssize_t count, Py_ssize_t length) noexcept n
             rows[j] += rows[row * length + j]
 
 
-cdef void add_samples(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    cdef Py_ssize_t samples = job.samples // job.parts
+cdef void add_instances(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    cdef Py_ssize_t instances = job.instances // job.parts
     cdef Py_ssize_t channels = job.view.channels * job.parts
     cdef Py_ssize_t length = job.view.inner + WRAP
     cdef fp_state saved = fp_enter()
@@ -350,6 +350,6 @@ cdef void add_samples(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nog
         memcpy(job.dweight, job.feature_sums, job.view.inner * sizeof(double))
         memcpy(job.dbias, job.feature_sums + length, job.view.inner * sizeof(double))
     else:
-        add_rows(job.dweight, samples, channels)
-        add_rows(job.dbias, samples, channels)
+        add_rows(job.dweight, instances, channels)
+        add_rows(job.dbias, instances, channels)
     fp_leave(saved)

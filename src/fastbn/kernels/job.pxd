@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What drivers tell leaves: the view, the plan, the pointers. Declarations only.
+"""What drivers tell kernels: the view, the plan, the pointers. Declarations only.
 
-A `Job` is filled by the view and by a driver, and read by leaves. It holds no
-Python object, so that a leaf can run on any thread of any thread pool.
+A `Job` is filled by the view and by a driver, and read by kernels. It holds no
+Python object, so that a kernel can run on any thread of any thread pool.
 """
 
 cdef enum:
@@ -15,7 +15,7 @@ ctypedef struct Operand:
     # Where the elements of one tensor are. Strides are in elements and may be
     # negative or zero; `inner` has stride 1, which is why it is not here.
     void* data
-    Py_ssize_t sample
+    Py_ssize_t instance
     Py_ssize_t outer
     Py_ssize_t middle
     Py_ssize_t channel
@@ -51,15 +51,15 @@ cdef enum:      # what a driver returns, beside 0
     STOPPED = -2
 
 cdef enum:
-    SCALE, PIVOT, GAIN, SHIFT, SLOPE, OFFSET, COEFFICIENTS
+    POW2_SCALE, PIVOT, SCALE, SHIFT, SLOPE, OFFSET, COEFFICIENT_KINDS
 
 ctypedef struct Job:
-    # The tensor is `samples` times the view, each with statistics of its own.
+    # The tensor is `instances` times the view, each with statistics of its own.
     View view
     Plan plan
     Plan group_plan             # of the view whose channels are groups of channels
-    Py_ssize_t samples
-    Py_ssize_t parts            # samples that make one along `Operand.sample`
+    Py_ssize_t instances
+    Py_ssize_t parts            # instances that make one along `Operand.instance`
     Py_ssize_t group            # channels that have their statistics in common
     bint centred                # else statistics are around 0: RMS norm
     Operand x
@@ -74,13 +74,13 @@ ctypedef struct Job:
     double negative_slope       # of LEAKY_RELU
     bint inverted               # backward: x is the y of an activation that can be undone
     bint fused                  # the passes over x have an activation or a residual
-    size_t bytes                # of the tensor
+    size_t bytes                    # of the tensor
     bint streaming              # `out` goes past the cache
     bint training               # backward: gradient through the statistics
     bint fetch_next             # while a tile is written, for it is read next
     double eps
     double momentum
-    # float64 vectors; of (samples, channels) or of (samples, groups) are the statistics
+    # float64 vectors; of (instances, channels) or of (instances, groups) are the statistics
     # and gradients, of channels the others. NULL: absent (weight 1, bias 0).
     const double* weight
     const double* bias
@@ -99,11 +99,11 @@ ctypedef struct Job:
     # With view.features, weight, bias and their gradients are of length view.inner, and
     # a step of `Operand.outer` follows each `period` channels.
     Py_ssize_t period
-    const void* real_weight     # the same as the leaf's `real`, if they are at hand: whole
+    const void* real_weight     # the same as the kernel's `real`, if they are at hand: whole
     const void* real_bias       # registers of them
-    # Workspace, a part of `worker_size` bytes for each thread that takes samples.
+    # Workspace, a part of `worker_size` bytes for each thread that takes instances.
     # partial: two float64 arrays of (segments, channels).
-    # coefficients: (COEFFICIENTS, channels + WRAP) numbers of the leaf's `real`.
+    # coefficients: (COEFFICIENT_KINDS, channels + WRAP) numbers of the kernel's `real`.
     void* workspace
     size_t worker_size
     void* team                  # of more than one thread: what they keep count in
@@ -122,30 +122,30 @@ ctypedef struct Job:
     # Asked now and then, on the calling thread: not 0 ends the job early. May be NULL.
     int (*stopped)() noexcept nogil
 
-# A task is a rectangle: tiles [t0, t1) x segments or blocks [b0, b1).
-ctypedef void (*Task)(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
-                      Py_ssize_t b0, Py_ssize_t b1) noexcept nogil
-# A step works on the vectors of channels [c0, c1).
-ctypedef void (*Step)(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
+# The task of a tile kernel is a rectangle: tiles [t0, t1) x segments or blocks [b0, b1).
+ctypedef void (*TileKernel)(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
+                            Py_ssize_t b1) noexcept nogil
+# A channel kernel works on the vectors of channels [c0, c1).
+ctypedef void (*ChannelKernel)(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 # Vectors of n elements, to float64 and back.
-ctypedef void (*Widen)(const void* vector, Py_ssize_t n, double* to) noexcept nogil
-ctypedef void (*Narrow)(const double* vector, Py_ssize_t n, void* to) noexcept nogil
+ctypedef void (*ToFloat64)(const void* vector, Py_ssize_t n, double* to) noexcept nogil
+ctypedef void (*FromFloat64)(const double* vector, Py_ssize_t n, void* to) noexcept nogil
 
-ctypedef struct Leaves:
-    # The leaves of one CPU level and one element type.
+ctypedef struct KernelTable:
+    # The kernels of one CPU level and one element type.
     size_t elem_size
     size_t real_size
-    Task moments            # (count, mean, M2) of each channel and segment
-    Step merge_moments      # -> mean, m2, var
-    Step update_running     # running_mean, running_var
-    Step spread_groups      # group_mean, var or group_invstd -> mean, invstd of channels
-    Step spread_features    # weight, bias -> features
-    Step coefficients       # mean, var or invstd, weight, bias -> coefficients
-    Task write_forward      # out = (x - mean) * invstd * weight + bias
-    Task gradient_sums      # sum dy and sum dy * (x - mean) of each channel and segment
-    Step merge_gradients    # -> dbias, dweight, coefficients
-    Task write_gradient     # out = dx; with features, their sums of gradients, too
-    Task write_dz           # dy = dz, from dy_of_y
-    Step add_samples        # dweight, dbias of the first sample become those of all
-    Widen widen
-    Narrow narrow
+    TileKernel moments              # (count, mean, M2) of each channel and segment
+    ChannelKernel merge_moments     # -> mean, m2, var
+    ChannelKernel update_running    # running_mean, running_var
+    ChannelKernel broadcast_groups  # group_mean, var or group_invstd -> mean, invstd of channels
+    ChannelKernel broadcast_features  # weight, bias -> features
+    ChannelKernel coefficients      # mean, var or invstd, weight, bias -> coefficients
+    TileKernel write_forward        # out = (x - mean) * invstd * weight + bias
+    TileKernel gradient_sums        # sum dy and sum dy * (x - mean) of each channel and segment
+    ChannelKernel merge_gradients   # -> dbias, dweight, coefficients
+    TileKernel write_gradient       # out = dx; with features, their sums of gradients, too
+    TileKernel write_dz             # dy = dz, from dy_of_y
+    ChannelKernel add_instances     # dweight, dbias of the first instance become those of all
+    ToFloat64 to_float64
+    FromFloat64 from_float64

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The leaves that are linked into the library without Python, of the highest level that
+ * The kernels that are linked into the library without Python, of the highest level that
  * the CPU has. CMakeLists.txt says with FASTBN_HAS_... which levels there are. */
 #ifndef FASTBN_LEVELS_H
 #define FASTBN_LEVELS_H
@@ -8,12 +8,12 @@
 #include <stddef.h>
 
 /* In the order of fastbn_dtype. */
-#define LEAVES_OF(level) \
+#define KERNELS_OF(level) \
     extern const void *fastbn_##level##_float32(void); \
     extern const void *fastbn_##level##_float64(void); \
     extern const void *fastbn_##level##_float16(void); \
     extern const void *fastbn_##level##_bfloat16(void); \
-    static const void *level##_leaves(int kind) \
+    static const void *level##_kernels(int kind) \
     { \
         switch (kind) { \
         case 0: return fastbn_##level##_float32(); \
@@ -24,32 +24,32 @@
     }
 
 #ifdef FASTBN_HAS_V4
-LEAVES_OF(v4)
+KERNELS_OF(v4)
 #endif
 #ifdef FASTBN_HAS_V3
-LEAVES_OF(v3)
+KERNELS_OF(v3)
 #endif
 #ifdef FASTBN_HAS_V2
-LEAVES_OF(v2)
+KERNELS_OF(v2)
 #endif
 #ifdef FASTBN_HAS_BASELINE
-LEAVES_OF(baseline)
+KERNELS_OF(baseline)
 #endif
 
 /* NULL: the CPU has none of the levels. */
-static inline const void *linked_leaves(int kind)
+static inline const void *linked_kernels(int kind)
 {
 #ifdef FASTBN_HAS_V4
-    if (__builtin_cpu_supports("x86-64-v4")) return v4_leaves(kind);
+    if (__builtin_cpu_supports("x86-64-v4")) return v4_kernels(kind);
 #endif
 #ifdef FASTBN_HAS_V3
-    if (__builtin_cpu_supports("x86-64-v3")) return v3_leaves(kind);
+    if (__builtin_cpu_supports("x86-64-v3")) return v3_kernels(kind);
 #endif
 #ifdef FASTBN_HAS_V2
-    if (__builtin_cpu_supports("x86-64-v2")) return v2_leaves(kind);
+    if (__builtin_cpu_supports("x86-64-v2")) return v2_kernels(kind);
 #endif
 #ifdef FASTBN_HAS_BASELINE
-    return baseline_leaves(kind);
+    return baseline_kernels(kind);
 #else
     (void)kind;
     return NULL;

@@ -3,19 +3,19 @@
 """The drivers once more, for the library without Python that CMakeLists.txt builds.
 
 The initialisation of this module is never called, and left out by the linker: what
-needs it is not there. The leaves are linked, not imported.
+needs it is not there. The kernels are linked, not imported.
 """
 include "drivers.pyx"
 
 cdef extern from "levels.h" nogil:
-    const void* linked_leaves(int kind)
+    const void* linked_kernels(int kind)
 
 
 cdef public const fastbn_api* fastbn_get_api() noexcept nogil:
     # Threads that come here at the same time write the same.
     cdef int kind
     for kind in range(DTYPES):
-        leaves_of[kind] = <const Leaves*>linked_leaves(kind)
-        if leaves_of[kind] == NULL:
+        kernels_of[kind] = <const KernelTable*>linked_kernels(kind)
+        if kernels_of[kind] == NULL:
             return NULL
     return filled_api()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False
-"""The leaves once more, for the library without Python that CMakeLists.txt builds.
+"""The kernels once more, for the library without Python that CMakeLists.txt builds.
 
 It gives the function another name for each CPU level and element type; levels.h has them.
 """
-include "leaves.pxi"
+include "kernels.pxi"
 
 
-cdef public const void* fastbn_leaves() noexcept nogil:
-    return filled_leaves()
+cdef public const void* fastbn_kernels() noexcept nogil:
+    return filled_table()

@@ -24,9 +24,9 @@ cdef struct BlockMoments:
 
 
 cdef inline lanes median(lanes a, lanes b, lanes c, lanes d, lanes e) noexcept nogil:
-    cdef lanes f = larger(smaller(a, b), smaller(c, d))
-    cdef lanes g = smaller(larger(a, b), larger(c, d))
-    return larger(smaller(f, g), smaller(e, larger(f, g)))
+    cdef lanes f = max_lanes(min_lanes(a, b), min_lanes(c, d))
+    cdef lanes g = min_lanes(max_lanes(a, b), max_lanes(c, d))
+    return max_lanes(min_lanes(f, g), min_lanes(e, max_lanes(f, g)))
 
 
 cdef inline const elem* one_of_each(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
@@ -65,7 +65,7 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
         c = i * WIDTH
         n = channels - c
         for k in range(PROBES):
-            value[k] = load(probes[k] + c) if n >= WIDTH else load_part(probes[k] + c, n, splat(0))
+            value[k] = load(probes[k] + c) if n >= WIDTH else load_n_or(probes[k] + c, n, set1(0))
         store_real(m.pivot + c, median(value[0], value[1], value[2], value[3], value[4]))
 
 
@@ -119,8 +119,8 @@ cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, Py_ss
         for c in range(c0, c1):
             for j in range(width):
                 wide.pivot[(c - c0) * width + j] = m.start[c]
-    sum_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
-    fold_columns(columns, c1 - c0, width, m.s + c0, m.q + c0)
+    reduce_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
+    reduce_columns(columns, c1 - c0, width, m.s + c0, m.q + c0)
     close_channels(job, c0, c1, n, m)
 
 
@@ -149,7 +149,7 @@ cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t chan
     # Sums -> mean and M2; once more, in float64, where the sums are not trusted.
     cdef Py_ssize_t c, end
     cdef int good = 1
-    fold_channels(job, columns, channels, m.s, m.q)
+    reduce_channels(job, columns, channels, m.s, m.q)
     for c in range(channels):
         m.start[c] = <double>m.pivot[c]
     close_channels(job, 0, channels, n, m)
@@ -214,8 +214,8 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
             sum_few(job, &block, channel, channels, n, columns, m)
         else:
             choose_pivots(job, &block, channel, channels, m)
-            spread_channels(job, columns.pivot, m.pivot, channels)
-            sum_block(job, &block, channel, channels, NULL, columns, False)
+            broadcast_channels(job, columns.pivot, m.pivot, channels)
+            reduce_block(job, &block, channel, channels, NULL, columns, False)
             close_block(job, &block, channel, channels, n, columns, m)
         merge(channels, count, job.partial[0] + at, job.partial[1] + at, n, m.mean, m.m2)
         count += n
@@ -259,16 +259,16 @@ cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
 
 cdef inline const double* averages(const Job* job, const double* vectors, Py_ssize_t c0,
                                    Py_ssize_t n, double* scratch) noexcept nogil:
-    # Of n channels over the samples.
-    cdef Py_ssize_t i, sample
-    if job.samples == 1:
+    # Of n channels over the instances.
+    cdef Py_ssize_t i, instance
+    if job.instances == 1:
         return vectors + c0
     memcpy(scratch, vectors + c0, n * sizeof(double))
-    for sample in range(1, job.samples):
+    for instance in range(1, job.instances):
         for i in range(n):
-            scratch[i] += vectors[sample * job.view.channels + c0 + i]
+            scratch[i] += vectors[instance * job.view.channels + c0 + i]
     for i in range(n):
-        scratch[i] /= <double>job.samples
+        scratch[i] /= <double>job.instances
     return scratch
 
 

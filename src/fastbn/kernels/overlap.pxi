@@ -9,7 +9,7 @@ May not touch the elements. A part of drivers.pyx.
 """
 
 cdef enum:
-    AXES_OF_A_JOB = 5           # samples, the four of the view
+    AXES_OF_A_JOB = 5           # instances, the four of the view
     MOST_TRIES = 10_000         # then it is too hard to tell, and counts as an overlap
 
 cdef struct Strides:
@@ -23,7 +23,7 @@ cdef struct Strides:
 
 cdef void axes_of_operand(const Job* job, const Operand* operand, Py_ssize_t* shape,
                           Py_ssize_t* strides) noexcept nogil:
-    shape[0], strides[0] = job.samples, operand.sample
+    shape[0], strides[0] = job.instances, operand.instance
     shape[1], strides[1] = job.view.outer, operand.outer
     shape[2], strides[2] = job.view.middle, operand.middle
     shape[3], strides[3] = job.view.channels, operand.channel

@@ -10,11 +10,11 @@
 A phase is a number of pieces, which may be done in any order, on any threads; a phase
 begins when all of the one before is done. Where planes of a tile fit the cache,
 training and gradients do all of a tile before the next (`by_tile`), in one phase: the
-second reading then comes from the cache. The bits are the same, since leaves see the
+second reading then comes from the cache. The bits are the same, since kernels see the
 same tasks.
 
 The siblings are the same operations. Layer and RMS norm: each run is a channel, and
-has features. Instance norm: each sample is a job of its own. Group norm: the same,
+has features. Instance norm: each instance is a job of its own. Group norm: the same,
 and its statistics are those of a view in which a group is a channel.
 
 May: decide what a piece is. May not: know who runs it; keep anything between pieces
@@ -32,12 +32,12 @@ cdef struct Operation
 ctypedef void (*Piece)(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil
 
 cdef struct Phase:
-    const Leaves* leaves
+    const KernelTable* kernels
     const Job* job
     const Operation* operation
     Piece piece             # does one of ...
     Py_ssize_t pieces
-    Task leaf               # ... by this, if by one leaf
+    TileKernel kernel               # ... by this, if by one kernel
     Py_ssize_t split        # pieces that a block is shared out to ...
     Py_ssize_t span         # ... or blocks that a piece has
 
@@ -47,31 +47,31 @@ cdef struct Phases:
 
 cdef struct Operation:
     int tensors             # that are read or written
-    # Adds the phases of one sample, and decides how it is written.
-    void (*add_sample)(const Leaves* leaves, Job* job, Phases* phases) noexcept nogil
-    Step close              # what is done last, on one thread; NULL: nothing
+    # Adds the phases of one instance, and decides how it is written.
+    void (*add_instance)(const KernelTable* kernels, Job* job, Phases* phases) noexcept nogil
+    ChannelKernel close              # what is done last, on one thread; NULL: nothing
 
 
-cdef inline Phase* add(Phases* phases, const Leaves* leaves, const Job* job, Piece piece,
+cdef inline Phase* add(Phases* phases, const KernelTable* kernels, const Job* job, Piece piece,
                        Py_ssize_t pieces) noexcept nogil:
     cdef Phase* phase = &phases.list[phases.count]
-    phase[0] = Phase(leaves, job, NULL, piece, pieces, NULL, 1, 1)
+    phase[0] = Phase(kernels, job, NULL, piece, pieces, NULL, 1, 1)
     phases.count += 1
     return phase
 
 
-cdef inline bint by_tile(const Leaves* leaves, const Job* job, int tensors) noexcept nogil:
+cdef inline bint by_tile(const KernelTable* kernels, const Job* job, int tensors) noexcept nogil:
     cdef size_t tile = (<size_t>(job.view.outer * job.view.middle) * job.view.inner
-                        * job.plan.tile_channels * leaves.elem_size * tensors)
+                        * job.plan.tile_channels * kernels.elem_size * tensors)
     return (tile <= <size_t>(CACHE_OF_A_TILE if job.view.inner > 1 else CACHE_OF_ROWS)
             and (job.threads == 1 or job.plan.tiles >= 2 * job.threads))
 
 
-# ---- pieces of one leaf ----------------------------------------------------------
+# ---- pieces of one kernel ----------------------------------------------------------
 
 cdef inline void do_segment(const Phase* phase, const Job* job, Py_ssize_t i) noexcept nogil:
     cdef Py_ssize_t tile = i // job.plan.segments, segment = i % job.plan.segments
-    phase.leaf(job, tile, tile + 1, segment, segment + 1)
+    phase.kernel(job, tile, tile + 1, segment, segment + 1)
 
 
 cdef void segment_of_tile(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
@@ -84,16 +84,16 @@ cdef void segment_of_groups(const Phase* phase, Py_ssize_t i, int worker) noexce
     do_segment(phase, &groups, i)
 
 
-cdef inline void add_segments(Phases* phases, const Leaves* leaves, const Job* job,
-                              Task leaf) noexcept nogil:
-    add(phases, leaves, job, segment_of_tile, job.plan.tiles * job.plan.segments).leaf = leaf
+cdef inline void add_segments(Phases* phases, const KernelTable* kernels, const Job* job,
+                              TileKernel kernel) noexcept nogil:
+    add(phases, kernels, job, segment_of_tile, job.plan.tiles * job.plan.segments).kernel = kernel
 
 
 cdef inline void do_blocks(const Phase* phase, const Job* job, Py_ssize_t i) noexcept nogil:
     cdef Py_ssize_t tiles = job.plan.tiles, split = phase.split
     cdef Py_ssize_t block = i // split * phase.span, share = i % split
-    phase.leaf(job, tiles * share // split, tiles * (share + 1) // split,
-               block, minimum(block + phase.span, job.plan.blocks))
+    phase.kernel(job, tiles * share // split, tiles * (share + 1) // split,
+                 block, minimum(block + phase.span, job.plan.blocks))
 
 
 cdef void share_of_blocks(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
@@ -106,14 +106,14 @@ cdef void share_of_blocks_of_dy(const Phase* phase, Py_ssize_t i, int worker) no
     do_blocks(phase, &job, i)
 
 
-cdef void add_blocks(Phases* phases, const Leaves* leaves, const Job* job, Piece piece,
-                     Task leaf) noexcept nogil:
+cdef void add_blocks(Phases* phases, const KernelTable* kernels, const Job* job, Piece piece,
+                     TileKernel kernel) noexcept nogil:
     # Elementwise: a piece is what lies together in memory, blocks before tiles. A
     # piece is several blocks of the only tile, whose coefficients are then spread out
     # once, or, where blocks are few, a share of the tiles.
     cdef Py_ssize_t blocks = job.plan.blocks, enough = 4 * job.threads
-    cdef Phase* phase = add(phases, leaves, job, piece, 0)
-    phase.leaf = leaf
+    cdef Phase* phase = add(phases, kernels, job, piece, 0)
+    phase.kernel = kernel
     if job.plan.tiles == 1:
         phase.span = maximum(1, minimum(SPAN, blocks // enough))
     elif job.threads > 1 and blocks < enough:
@@ -128,16 +128,17 @@ cdef inline Py_ssize_t tile_start(const Job* job, Py_ssize_t tile) noexcept nogi
 # ---- statistics ------------------------------------------------------------------
 
 cdef void merge_all(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
-    phase.leaves.merge_moments(phase.job, 0, phase.job.view.channels)
+    phase.kernels.merge_moments(phase.job, 0, phase.job.view.channels)
 
 
-cdef void sample_of_statistics(const Leaves* leaves, Job* job, Phases* phases) noexcept nogil:
-    add_segments(phases, leaves, job, leaves.moments)
-    add(phases, leaves, job, merge_all, 1)
+cdef void instance_of_statistics(const KernelTable* kernels, Job* job,
+                                 Phases* phases) noexcept nogil:
+    add_segments(phases, kernels, job, kernels.moments)
+    add(phases, kernels, job, merge_all, 1)
 
 
-cdef inline Operation statistics_of(const Leaves* leaves) noexcept nogil:
-    return Operation(1, sample_of_statistics, NULL)
+cdef inline Operation statistics_of(const KernelTable* kernels) noexcept nogil:
+    return Operation(1, instance_of_statistics, NULL)
 
 
 # ---- inference -------------------------------------------------------------------
@@ -145,106 +146,108 @@ cdef inline Operation statistics_of(const Leaves* leaves) noexcept nogil:
 cdef void infer_tile(const Phase* phase, Py_ssize_t tile, int worker) noexcept nogil:
     cdef const Job* job = phase.job
     if job.prepared == NULL:
-        phase.leaves.coefficients(job, tile_start(job, tile), tile_start(job, tile + 1))
-    phase.leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
+        phase.kernels.coefficients(job, tile_start(job, tile), tile_start(job, tile + 1))
+    phase.kernels.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
 
 
 cdef void find_coefficients(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
-    phase.leaves.coefficients(phase.job, 0, phase.job.view.channels)
+    phase.kernels.coefficients(phase.job, 0, phase.job.view.channels)
 
 
-cdef void sample_of_inference(const Leaves* leaves, Job* job, Phases* phases) noexcept nogil:
+cdef void instance_of_inference(const KernelTable* kernels, Job* job,
+                                Phases* phases) noexcept nogil:
     if job.plan.blocks == 1 and job.view.inner == 1:
-        add(phases, leaves, job, infer_tile, job.plan.tiles)
+        add(phases, kernels, job, infer_tile, job.plan.tiles)
         return
     if job.prepared == NULL:
-        add(phases, leaves, job, find_coefficients, 1)
-    add_blocks(phases, leaves, job, share_of_blocks, leaves.write_forward)
+        add(phases, kernels, job, find_coefficients, 1)
+    add_blocks(phases, kernels, job, share_of_blocks, kernels.write_forward)
 
 
-cdef inline Operation inference_of(const Leaves* leaves) noexcept nogil:
-    return Operation(2, sample_of_inference, NULL)
+cdef inline Operation inference_of(const KernelTable* kernels) noexcept nogil:
+    return Operation(2, instance_of_inference, NULL)
 
 
 # ---- training --------------------------------------------------------------------
 
 cdef void train_tile(const Phase* phase, Py_ssize_t tile, int worker) noexcept nogil:
-    cdef const Leaves* leaves = phase.leaves
+    cdef const KernelTable* kernels = phase.kernels
     cdef const Job* job = phase.job
     cdef Py_ssize_t c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
-    leaves.moments(job, tile, tile + 1, 0, job.plan.segments)
-    leaves.merge_moments(job, c0, c1)
-    leaves.coefficients(job, c0, c1)
-    leaves.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
+    kernels.moments(job, tile, tile + 1, 0, job.plan.segments)
+    kernels.merge_moments(job, c0, c1)
+    kernels.coefficients(job, c0, c1)
+    kernels.write_forward(job, tile, tile + 1, 0, job.plan.blocks)
 
 
 cdef void merge_for_write(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
-    phase.leaves.merge_moments(phase.job, 0, phase.job.view.channels)
-    phase.leaves.coefficients(phase.job, 0, phase.job.view.channels)
+    phase.kernels.merge_moments(phase.job, 0, phase.job.view.channels)
+    phase.kernels.coefficients(phase.job, 0, phase.job.view.channels)
 
 
 cdef void merge_groups(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
     cdef Py_ssize_t channels = phase.job.view.channels
     cdef Job groups
     view_groups(phase.job, &groups)
-    phase.leaves.merge_moments(&groups, 0, groups.view.channels)
-    phase.leaves.spread_groups(phase.job, 0, channels)
-    phase.leaves.coefficients(phase.job, 0, channels)
+    phase.kernels.merge_moments(&groups, 0, groups.view.channels)
+    phase.kernels.broadcast_groups(phase.job, 0, channels)
+    phase.kernels.coefficients(phase.job, 0, channels)
 
 
-cdef inline void add_groups(Phases* phases, const Leaves* leaves, const Job* job) noexcept nogil:
+cdef inline void add_groups(Phases* phases, const KernelTable* kernels,
+                            const Job* job) noexcept nogil:
     cdef Job groups
     view_groups(job, &groups)
-    add(phases, leaves, job, segment_of_groups,
-        groups.plan.tiles * groups.plan.segments).leaf = leaves.moments
-    add(phases, leaves, job, merge_groups, 1)
+    add(phases, kernels, job, segment_of_groups,
+        groups.plan.tiles * groups.plan.segments).kernel = kernels.moments
+    add(phases, kernels, job, merge_groups, 1)
 
 
-cdef void sample_of_training(const Leaves* leaves, Job* job, Phases* phases) noexcept nogil:
+cdef void instance_of_training(const KernelTable* kernels, Job* job, Phases* phases) noexcept nogil:
     if job.group > 1:
-        add_groups(phases, leaves, job)
-    elif by_tile(leaves, job, 1):
+        add_groups(phases, kernels, job)
+    elif by_tile(kernels, job, 1):
         job.fetch_next = job.streaming
-        add(phases, leaves, job, train_tile, job.plan.tiles)
+        add(phases, kernels, job, train_tile, job.plan.tiles)
         return
     else:
-        add_segments(phases, leaves, job, leaves.moments)
-        add(phases, leaves, job, merge_for_write, 1)
-    add_blocks(phases, leaves, job, share_of_blocks, leaves.write_forward)
+        add_segments(phases, kernels, job, kernels.moments)
+        add(phases, kernels, job, merge_for_write, 1)
+    add_blocks(phases, kernels, job, share_of_blocks, kernels.write_forward)
 
 
-cdef inline Operation training_of(const Leaves* leaves) noexcept nogil:
-    return Operation(2, sample_of_training, leaves.update_running)
+cdef inline Operation training_of(const KernelTable* kernels) noexcept nogil:
+    return Operation(2, instance_of_training, kernels.update_running)
 
 
 # ---- gradients -------------------------------------------------------------------
 
-cdef inline void sum_segment(const Leaves* leaves, const Job* job, Py_ssize_t tile,
+cdef inline void sum_segment(const KernelTable* kernels, const Job* job, Py_ssize_t tile,
                              Py_ssize_t segment) noexcept nogil:
     cdef Py_ssize_t block = segment * job.plan.segment_blocks
     if job.dz_first:
-        leaves.write_dz(
+        kernels.write_dz(
             job, tile, tile + 1, block, minimum(block + job.plan.segment_blocks, job.plan.blocks))
-    leaves.gradient_sums(job, tile, tile + 1, segment, segment + 1)
+    kernels.gradient_sums(job, tile, tile + 1, segment, segment + 1)
 
 
 cdef void sum_segment_of_tile(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
-    sum_segment(phase.leaves, phase.job, i // phase.job.plan.segments,
+    sum_segment(phase.kernels, phase.job, i // phase.job.plan.segments,
                 i % phase.job.plan.segments)
 
 
-cdef inline void do_gradient(const Leaves* leaves, const Job* job,
+cdef inline void do_gradient(const KernelTable* kernels, const Job* job,
                              Py_ssize_t tile) noexcept nogil:
     cdef Py_ssize_t segment, c0 = tile_start(job, tile), c1 = tile_start(job, tile + 1)
-    leaves.coefficients(job, c0, c1)
+    kernels.coefficients(job, c0, c1)
     for segment in range(job.plan.segments):
-        sum_segment(leaves, job, tile, segment)
-    leaves.merge_gradients(job, c0, c1)
-    leaves.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
+        sum_segment(kernels, job, tile, segment)
+    kernels.merge_gradients(job, c0, c1)
+    kernels.write_gradient(job, tile, tile + 1, 0, job.plan.blocks)
 
 
 cdef void differentiate_tile(const Phase* phase, Py_ssize_t tile, int worker) noexcept nogil:
-    do_gradient(phase.leaves, phase.job, tile)
+    do_gradient(phase.kernels, phase.job, tile)
 
 
 cdef void differentiate_share(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
@@ -255,77 +258,78 @@ cdef void differentiate_share(const Phase* phase, Py_ssize_t i, int worker) noex
     job.feature_sums += i * length_of_share(&job)
     memset(job.feature_sums, 0, length_of_share(&job) * sizeof(double))
     for tile in range(tiles * i // job.shares, tiles * (i + 1) // job.shares):
-        do_gradient(phase.leaves, &job, tile)
+        do_gradient(phase.kernels, &job, tile)
 
 
 cdef void spread_for_sums(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
     if phase.job.group > 1:
-        phase.leaves.spread_groups(phase.job, 0, phase.job.view.channels)
-    phase.leaves.coefficients(phase.job, 0, phase.job.view.channels)
+        phase.kernels.broadcast_groups(phase.job, 0, phase.job.view.channels)
+    phase.kernels.coefficients(phase.job, 0, phase.job.view.channels)
 
 
 cdef void merge_sums(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
-    phase.leaves.merge_gradients(phase.job, 0, phase.job.view.channels)
+    phase.kernels.merge_gradients(phase.job, 0, phase.job.view.channels)
 
 
-cdef void sample_of_gradients(const Leaves* leaves, Job* job, Phases* phases) noexcept nogil:
+cdef void instance_of_gradients(const KernelTable* kernels, Job* job,
+                                Phases* phases) noexcept nogil:
     if job.view.features:
         job.fetch_next = job.streaming
-        add(phases, leaves, job, differentiate_share, job.shares)
+        add(phases, kernels, job, differentiate_share, job.shares)
         return
-    if job.group == 1 and job.training and by_tile(leaves, job, 4 if job.dz_first else 2):
+    if job.group == 1 and job.training and by_tile(kernels, job, 4 if job.dz_first else 2):
         job.fetch_next = job.streaming
-        add(phases, leaves, job, differentiate_tile, job.plan.tiles)
+        add(phases, kernels, job, differentiate_tile, job.plan.tiles)
         return
-    add(phases, leaves, job, spread_for_sums, 1)
-    add(phases, leaves, job, sum_segment_of_tile, job.plan.tiles * job.plan.segments)
-    add(phases, leaves, job, merge_sums, 1)
+    add(phases, kernels, job, spread_for_sums, 1)
+    add(phases, kernels, job, sum_segment_of_tile, job.plan.tiles * job.plan.segments)
+    add(phases, kernels, job, merge_sums, 1)
     if job.training or job.fused:
-        add_blocks(phases, leaves, job, share_of_blocks, leaves.write_gradient)
+        add_blocks(phases, kernels, job, share_of_blocks, kernels.write_gradient)
     else:       # dx is an affine function of dy alone
-        add_blocks(phases, leaves, job, share_of_blocks_of_dy, leaves.write_forward)
+        add_blocks(phases, kernels, job, share_of_blocks_of_dy, kernels.write_forward)
 
 
-cdef inline Operation gradients_of(const Leaves* leaves) noexcept nogil:
-    return Operation(3, sample_of_gradients, leaves.add_samples)
+cdef inline Operation gradients_of(const KernelTable* kernels) noexcept nogil:
+    return Operation(3, instance_of_gradients, kernels.add_instances)
 
 
-# ---- samples ---------------------------------------------------------------------
+# ---- instances ---------------------------------------------------------------------
 
-cdef void whole_sample(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
+cdef void whole_instance(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
     cdef Job job
     cdef Phases phases
     cdef Py_ssize_t p
     cdef int k
-    take_sample(phase.leaves, phase.job, i, worker, &job)
+    take_instance(phase.kernels, phase.job, i, worker, &job)
     job.threads = 1
     phases.count = 0
-    phase.operation.add_sample(phase.leaves, &job, &phases)
+    phase.operation.add_instance(phase.kernels, &job, &phases)
     for k in range(phases.count):
         for p in range(phases.list[k].pieces):
             phases.list[k].piece(&phases.list[k], p, worker)
 
 
 cdef inline bint in_turn(const Job* job) noexcept nogil:
-    # All threads to each sample, where samples are few; else a sample to each thread.
-    return job.samples > 1 and job.samples < 2 * job.threads
+    # All threads to each instance, where instances are few; else a instance to each thread.
+    return job.instances > 1 and job.instances < 2 * job.threads
 
 
 cdef inline Py_ssize_t turns(const Job* job) noexcept nogil:
-    return job.samples if in_turn(job) else 1
+    return job.instances if in_turn(job) else 1
 
 
-cdef Job* take_turn(const Leaves* leaves, Job* whole, const Operation* operation,
-                    Py_ssize_t turn, Job* sample, Phases* phases) noexcept nogil:
+cdef Job* take_turn(const KernelTable* kernels, Job* whole, const Operation* operation,
+                    Py_ssize_t turn, Job* instance, Phases* phases) noexcept nogil:
     # The phases that are done together. Returns the job that they are of. Turns have as
     # many phases as each other.
     cdef Job* job = whole
     phases.count = 0
     if in_turn(whole):
-        take_sample(leaves, whole, turn, 0, sample)
-        job = sample
-    if job.samples == 1:
-        operation.add_sample(leaves, job, phases)
+        take_instance(kernels, whole, turn, 0, instance)
+        job = instance
+    if job.instances == 1:
+        operation.add_instance(kernels, job, phases)
     else:
-        add(phases, leaves, job, whole_sample, job.samples).operation = operation
+        add(phases, kernels, job, whole_instance, job.instances).operation = operation
     return job

@@ -2,7 +2,7 @@
 # The two sums of every statistic, column by column:
 #
 #   moments      s = sum d          q = sum d * d         d = x - pivot
-#   gradients    s = sum dy         q = sum dy * d        d = x * scale - pivot
+#   gradients    s = sum dy         q = sum dy * d        d = x * pow2_scale - pivot
 #
 # where dy is first multiplied by the weight of its feature, if there are features; and
 # before that, taken from y to z, where there is an activation.
@@ -23,7 +23,7 @@ cdef enum:
     LARGE = 1 << 20         # near rows of larger tensors (bytes) are prefetched ...
     VERY_LARGE = 4 << 20    # ... and all rows of tensors larger than this
     ALIGNED_COLUMNS = 256   # fewer are not worth a register more
-    IN_L1 = 1024            # elements; a whole number of groups
+    IN_L1 = 1024            # elements; a whole number of row groups
 
 cdef enum:
     # What is summed: `gradient` below, a constant.
@@ -32,15 +32,15 @@ cdef enum:
 cdef struct Columns:
     # What the columns of a tile are read with, and their sums.
     lanes aligned               # unused: the arrays begin where a register may
-    real scale[COLUMNS + PADDING]
+    real pow2_scale[COLUMNS + PADDING]
     real pivot[COLUMNS + PADDING]
-    real gain[COLUMNS + PADDING]
+    real scale[COLUMNS + PADDING]
     real shift[COLUMNS + PADDING]
     double s[COLUMNS + PADDING]
     double q[COLUMNS + PADDING]
     Activation activation
 
-cdef struct Group:
+cdef struct RowGroup:
     # Up to ROWS rows of one register of columns.
     const elem* x
     const elem* dy
@@ -48,9 +48,9 @@ cdef struct Group:
     ptrdiff_t dy_step
     bint weighted
     Features features           # RUN_COLUMNS to a row
-    lanes scale
+    lanes pow2_scale
     lanes pivot
-    lanes gain
+    lanes scale
     lanes shift
     const Activation* activation
 
@@ -64,16 +64,16 @@ cdef struct Sums:
     wides q[HALVES]
 
 
-cdef inline lanes before(const Group* g, Py_ssize_t row, lanes d) noexcept nogil:
+cdef inline lanes preactivation(const RowGroup* g, Py_ssize_t row, lanes d) noexcept nogil:
     # What the activation saw.
-    cdef lanes z = d * g.gain + g.shift
+    cdef lanes z = d * g.scale + g.shift
     if g.weighted:
         z = (z * load_real(g.features.weight + row * RUN_COLUMNS)
              + load_real(g.features.bias + row * RUN_COLUMNS))
     return z
 
 
-cdef inline Pair term(const Group* g, Py_ssize_t row, Py_ssize_t left,
+cdef inline Pair term(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
                       int gradient) noexcept nogil:
     # WHOLE, or the last row of a run: `left` elements from row 0 on are the run's,
     # and columns past them get terms of 0. In trees, too, it is the last row.
@@ -82,15 +82,17 @@ cdef inline Pair term(const Group* g, Py_ssize_t row, Py_ssize_t left,
     cdef const elem* x = g.x + row * g.x_step
     cdef const elem* dy = g.dy + row * g.dy_step
     cdef Py_ssize_t n = maximum(0, minimum(WIDTH, left - row * RUN_COLUMNS))
-    number = load(x) if left == WHOLE else load_part(x, n, splat(0) if gradient else g.pivot)
+    number = load(x) if left == WHOLE else load_n_or(x, n, set1(0) if gradient else g.pivot)
     if gradient:
-        t.s = held(load(dy)) if left == WHOLE else load_part(dy, n, splat(0))
+        t.s = force_register(load(dy)) if left == WHOLE else load_n_or(dy, n, set1(0))
         z = number
         if gradient == ACTIVATED and g.activation.inverted:
-            number = unbent(g.activation, number)
-        d = number * g.scale - g.pivot
+            number = leaky_inverse(g.activation, number)
+        d = number * g.pow2_scale - g.pivot
         if gradient == ACTIVATED:
-            t.s = passed_again(g.activation, z if g.activation.inverted else before(g, row, d), t.s)
+            t.s = activation_grad_outlined(g.activation,
+                                           z if g.activation.inverted else preactivation(g, row, d),
+                                           t.s)
         if g.weighted:
             t.s = t.s * load_real(g.features.weight + row * RUN_COLUMNS)
     else:
@@ -100,35 +102,35 @@ cdef inline Pair term(const Group* g, Py_ssize_t row, Py_ssize_t left,
     return t
 
 
-cdef inline Pair both(Pair a, Pair b) noexcept nogil:
+cdef inline Pair add_pairs(Pair a, Pair b) noexcept nogil:
     cdef Pair t
     t.s = a.s + b.s
-    t.q = plus(a.q, b.q)
+    t.q = add(a.q, b.q)
     return t
 
 
-cdef inline Pair tree2(const Group* g, Py_ssize_t row, Py_ssize_t left,
+cdef inline Pair tree2(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
                        int gradient) noexcept nogil:
-    return both(term(g, row, WHOLE, gradient), term(g, row + 1, left, gradient))
+    return add_pairs(term(g, row, WHOLE, gradient), term(g, row + 1, left, gradient))
 
 
-cdef inline Pair tree4(const Group* g, Py_ssize_t row, Py_ssize_t left,
+cdef inline Pair tree4(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
                        int gradient) noexcept nogil:
-    return both(tree2(g, row, WHOLE, gradient), tree2(g, row + 2, left, gradient))
+    return add_pairs(tree2(g, row, WHOLE, gradient), tree2(g, row + 2, left, gradient))
 
 
-cdef inline Pair tree8(const Group* g, Py_ssize_t left, int gradient) noexcept nogil:
-    return both(tree4(g, 0, WHOLE, gradient), tree4(g, 4, left, gradient))
+cdef inline Pair tree8(const RowGroup* g, Py_ssize_t left, int gradient) noexcept nogil:
+    return add_pairs(tree4(g, 0, WHOLE, gradient), tree4(g, 4, left, gradient))
 
 
-cdef inline void deposit(Sums* sums, Pair t) noexcept nogil:
+cdef inline void flush_to_f64(Sums* sums, Pair t) noexcept nogil:
     cdef int half
     for half in range(HALVES):
         sums.s[half] = sums.s[half] + widen(t.s, half)
         sums.q[half] = sums.q[half] + widen(t.q, half)
 
 
-cdef inline Pair last_tree(const Group* g, Py_ssize_t rows, Py_ssize_t left,
+cdef inline Pair last_tree(const RowGroup* g, Py_ssize_t rows, Py_ssize_t left,
                            int gradient) noexcept nogil:
     # Up to ROWS rows: a tree for each bit of their number, no deeper than a whole one.
     # If there is a part of a row, it is in the last of them.
@@ -136,14 +138,14 @@ cdef inline Pair last_tree(const Group* g, Py_ssize_t rows, Py_ssize_t left,
     if rows == ROWS:
         return tree8(g, left, gradient)
     if rows & 3 == 3:
-        t = both(tree2(g, rows & 4, WHOLE, gradient), term(g, rows & 6, left, gradient))
+        t = add_pairs(tree2(g, rows & 4, WHOLE, gradient), term(g, rows & 6, left, gradient))
     elif rows & 2:
         t = tree2(g, rows & 4, left, gradient)
     elif rows & 1:
         t = term(g, rows & 4, left, gradient)
     else:
         return tree4(g, 0, left, gradient)
-    return both(tree4(g, 0, WHOLE, gradient), t) if rows & 4 else t
+    return add_pairs(tree4(g, 0, WHOLE, gradient), t) if rows & 4 else t
 
 
 cdef inline void load_sums(const Columns* columns, Py_ssize_t at, Sums* sums) noexcept nogil:
@@ -156,7 +158,7 @@ cdef inline void load_sums(const Columns* columns, Py_ssize_t at, Sums* sums) no
 cdef inline void clear_sums(Sums* sums) noexcept nogil:
     cdef int half
     for half in range(HALVES):
-        sums.s[half] = sums.q[half] = widen(splat(0), half)
+        sums.s[half] = sums.q[half] = widen(set1(0), half)
 
 
 cdef inline void store_sums(const Sums* sums, Py_ssize_t at, Columns* columns) noexcept nogil:
@@ -172,35 +174,36 @@ cdef inline void gather(const Matrix* m, Py_ssize_t row, Py_ssize_t rows, Py_ssi
     # the last columns, past which nothing may be read but `fill`.
     cdef Py_ssize_t r, n = minimum(WIDTH, m.columns - column)
     for r in range(rows):
-        store(scratch + r * WIDTH, load_part(row_at(m, row + r) + column, n, fill))
+        store(scratch + r * WIDTH, load_n_or(row_at(m, row + r) + column, n, fill))
 
 
-cdef struct Pace:
+cdef struct ReduceTuning:
     Py_ssize_t group        # rows of a tree
-    Py_ssize_t together     # groups of a register of columns that are summed in one go
-    ptrdiff_t ahead         # groups to prefetch ahead; 0: none
-    bint abreast            # narrow rows are summed row by row
+    Py_ssize_t together     # row groups of a register of columns that are summed in one go
+    ptrdiff_t ahead         # row groups to prefetch ahead; 0: none
+    bint rowwise            # narrow rows are summed row by row
 
 
-cdef inline Pace pace_of(const Job* job, Py_ssize_t step, int gradient) noexcept nogil:
+cdef inline ReduceTuning reduce_tuning(const Job* job, Py_ssize_t step,
+                                       int gradient) noexcept nogil:
     # For rows so far apart. Far ones share a few sets of the cache, those a multiple of a
     # page apart one: what is read there is soon evicted. docs/performance.md has the figures.
-    cdef Pace pace
+    cdef ReduceTuning tuning
     cdef bint near = step <= NEAR
-    pace.group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
-    pace.together = 4 if near else 2
+    tuning.group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
+    tuning.together = 4 if near else 2
     if not near and (gradient or step % PAGE == 0):
-        pace.together = 1
-    pace.abreast = pace.group == ROWS and (gradient or job.streaming)
-    pace.ahead = 0
-    if pace.group == ROWS and job.bytes >= <size_t>(
+        tuning.together = 1
+    tuning.rowwise = tuning.group == ROWS and (gradient or job.streaming)
+    tuning.ahead = 0
+    if tuning.group == ROWS and job.bytes >= <size_t>(
             LARGE if near and not job.plan.long_runs else VERY_LARGE):
-        pace.ahead = 16 if job.plan.long_runs else 4
-    return pace
+        tuning.ahead = 16 if job.plan.long_runs else 4
+    return tuning
 
 
-cdef inline void prefetch_group(const Group* g, ptrdiff_t groups,
-                                int gradient) noexcept nogil:
+cdef inline void prefetch_rows(const RowGroup* g, ptrdiff_t groups,
+                               int gradient) noexcept nogil:
     cdef Py_ssize_t row
     for row in range(ROWS):
         prefetch(g.x + row * g.x_step, groups * ROWS * g.x_step)
@@ -209,45 +212,45 @@ cdef inline void prefetch_group(const Group* g, ptrdiff_t groups,
 
 
 cdef inline void load_columns(const Columns* columns, Py_ssize_t at, int gradient,
-                              Group* g) noexcept nogil:
+                              RowGroup* g) noexcept nogil:
     # What a register of columns is read with.
     g.pivot = load_real(columns.pivot + at)
     if gradient:
-        g.scale = load_real(columns.scale + at)
+        g.pow2_scale = load_real(columns.pow2_scale + at)
     if gradient == ACTIVATED:
-        g.gain = load_real(columns.gain + at)
+        g.scale = load_real(columns.scale + at)
         g.shift = load_real(columns.shift + at)
         g.activation = &columns.activation
 
 
-cdef inline void sum_groups(Group* g, Py_ssize_t groups, ptrdiff_t ahead, bint small,
-                            int gradient, Sums* sums) noexcept nogil:
-    # Whole groups, one below the other; g is then past them.
+cdef inline void reduce_row_groups(RowGroup* g, Py_ssize_t groups, ptrdiff_t ahead, bint small,
+                                   int gradient, Sums* sums) noexcept nogil:
+    # Whole row groups, one below the other; g is then past them.
     cdef Py_ssize_t i, rows = SMALL_GROUP if small else ROWS
     for i in range(groups):
         if ahead:
-            prefetch_group(g, ahead, gradient)
+            prefetch_rows(g, ahead, gradient)
         if small:
-            deposit(sums, tree4(g, 0, WHOLE, gradient))
+            flush_to_f64(sums, tree4(g, 0, WHOLE, gradient))
         else:
-            deposit(sums, tree8(g, WHOLE, gradient))
+            flush_to_f64(sums, tree8(g, WHOLE, gradient))
         g.x += rows * g.x_step
         g.dy += rows * g.dy_step
         if g.weighted:
             g.features = later_features(g.features, rows * RUN_COLUMNS)
 
 
-cdef inline void sum_register(const Matrix* x, const Matrix* dy, const Columns* columns,
-                              Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups, Py_ssize_t j,
-                              ptrdiff_t ahead, bint small, int gradient,
-                              Sums* sums) noexcept nogil:
-    # Whole groups of one register of columns, from column j on.
-    cdef Group g
+cdef inline void reduce_vector(const Matrix* x, const Matrix* dy, const Columns* columns,
+                               Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups, Py_ssize_t j,
+                               ptrdiff_t ahead, bint small, int gradient,
+                               Sums* sums) noexcept nogil:
+    # Whole row groups of one register of columns, from column j on.
+    cdef RowGroup g
     g.weighted = False
     g.x, g.x_step = row_at(x, row) + j, x.step
     g.dy, g.dy_step = row_at(dy, row) + j, dy.step
     load_columns(columns, first + j, gradient, &g)
-    sum_groups(&g, groups, ahead if j % LINE < WIDTH else 0, small, gradient, sums)
+    reduce_row_groups(&g, groups, ahead if j % LINE < WIDTH else 0, small, gradient, sums)
 
 
 cdef inline Py_ssize_t to_first_line(const Matrix* m, Py_ssize_t row) noexcept nogil:
@@ -259,9 +262,9 @@ cdef inline Py_ssize_t to_first_line(const Matrix* m, Py_ssize_t row) noexcept n
     return to_alignment(row_at(m, row))
 
 
-cdef inline void sum_whole_groups(const Matrix* x, const Matrix* dy, Columns* columns,
-                                  Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups,
-                                  ptrdiff_t ahead, bint small, int gradient) noexcept nogil:
+cdef inline void reduce_whole_groups(const Matrix* x, const Matrix* dy, Columns* columns,
+                                     Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups,
+                                     ptrdiff_t ahead, bint small, int gradient) noexcept nogil:
     # Groups without a jump, of at least one register of columns: the sums stay in
     # registers. The first and the last register may overlap their neighbours; they
     # start from the same sums, and so arrive at the same ones.
@@ -270,40 +273,40 @@ cdef inline void sum_whole_groups(const Matrix* x, const Matrix* dy, Columns* co
     load_sums(columns, first, &first_sums)
     load_sums(columns, first + last, &last_sums)
     if start:
-        sum_register(x, dy, columns, first, row, groups, 0, ahead, small, gradient, &first_sums)
+        reduce_vector(x, dy, columns, first, row, groups, 0, ahead, small, gradient, &first_sums)
     j = start
     while j <= last:
         load_sums(columns, first + j, &sums)
-        sum_register(x, dy, columns, first, row, groups, j, ahead, small, gradient, &sums)
+        reduce_vector(x, dy, columns, first, row, groups, j, ahead, small, gradient, &sums)
         store_sums(&sums, first + j, columns)
         j += WIDTH
     if j < x.columns:
-        sum_register(x, dy, columns, first, row, groups, last, ahead, small, gradient, &last_sums)
+        reduce_vector(x, dy, columns, first, row, groups, last, ahead, small, gradient, &last_sums)
         store_sums(&last_sums, first + last, columns)
     if start:
         store_sums(&first_sums, first, columns)
 
 
-cdef void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* columns, Py_ssize_t first,
-                        Py_ssize_t row, Py_ssize_t rows, int gradient) noexcept nogil:
-    # A group that is not whole, or has a jump, or too few columns for a register:
+cdef void reduce_odd_group(const Matrix* x, const Matrix* dy, Columns* columns, Py_ssize_t first,
+                           Py_ssize_t row, Py_ssize_t rows, int gradient) noexcept nogil:
+    # A row group that is not whole, or has a jump, or too few columns for a register:
     # columns that its last register has too many get terms of 0.
     cdef elem x_scratch[ROWS * WIDTH]
     cdef elem dy_scratch[ROWS * WIDTH]
-    cdef Group g
+    cdef RowGroup g
     cdef Sums sums
     cdef Py_ssize_t k, j
-    cdef bint apart = jumps(x, row, rows) or (gradient and jumps(dy, row, rows))
+    cdef bint gathered = jumps(x, row, rows) or (gradient and jumps(dy, row, rows))
     g.weighted = False
     for k in range(steps(x.columns, WIDTH)):
         j = k * WIDTH
         load_columns(columns, first + j, gradient, &g)
-        if apart or x.columns - j < WIDTH:
-            gather(x, row, rows, j, splat(0) if gradient else g.pivot, x_scratch)
+        if gathered or x.columns - j < WIDTH:
+            gather(x, row, rows, j, set1(0) if gradient else g.pivot, x_scratch)
             g.x = x_scratch
             g.x_step = WIDTH
             if gradient:
-                gather(dy, row, rows, j, splat(0), dy_scratch)
+                gather(dy, row, rows, j, set1(0), dy_scratch)
                 g.dy = dy_scratch
                 g.dy_step = WIDTH
         else:
@@ -313,18 +316,18 @@ cdef void sum_odd_group(const Matrix* x, const Matrix* dy, Columns* columns, Py_
                 g.dy = row_at(dy, row) + j
                 g.dy_step = dy.step
         load_sums(columns, first + j, &sums)
-        deposit(&sums, last_tree(&g, rows, WHOLE, gradient))
+        flush_to_f64(&sums, last_tree(&g, rows, WHOLE, gradient))
         store_sums(&sums, first + j, columns)
 
 
-cdef inline void sum_abreast(const Matrix* x, const Matrix* dy, Columns* columns,
-                             Py_ssize_t first, Py_ssize_t groups, int registers,
-                             int gradient) noexcept nogil:
-    # Whole groups of narrow rows without gaps, row by row: in the order of memory, which the
+cdef inline void reduce_rowwise(const Matrix* x, const Matrix* dy, Columns* columns,
+                                Py_ssize_t first, Py_ssize_t groups, int registers,
+                                int gradient) noexcept nogil:
+    # Whole row groups of narrow rows without gaps, row by row: in the order of memory, which the
     # CPU fetches ahead well enough where there are two tensors.
     cdef Py_ssize_t i, at
     cdef int k
-    cdef Group g[4]         # registers, at most: MOST_ABREAST
+    cdef RowGroup g[4]         # registers, at most: MAX_ROW_VECTORS
     cdef Pair a[4]
     cdef Pair b[4]
     cdef Sums sums
@@ -336,77 +339,78 @@ cdef inline void sum_abreast(const Matrix* x, const Matrix* dy, Columns* columns
     for i in range(groups):
         if gradient == MOMENTS:
             for k in range(registers):
-                prefetch_group(&g[k], 4, gradient)
+                prefetch_rows(&g[k], 4, gradient)
         for k in range(registers):
             a[k] = tree2(&g[k], 0, WHOLE, gradient)
         for k in range(registers):
-            a[k] = both(a[k], tree2(&g[k], 2, WHOLE, gradient))
+            a[k] = add_pairs(a[k], tree2(&g[k], 2, WHOLE, gradient))
         for k in range(registers):
             b[k] = tree2(&g[k], 4, WHOLE, gradient)
         for k in range(registers):
-            b[k] = both(b[k], tree2(&g[k], 6, WHOLE, gradient))
+            b[k] = add_pairs(b[k], tree2(&g[k], 6, WHOLE, gradient))
         for k in range(registers):
             at = first + k * WIDTH
             load_sums(columns, at, &sums)
-            deposit(&sums, both(a[k], b[k]))
+            flush_to_f64(&sums, add_pairs(a[k], b[k]))
             store_sums(&sums, at, columns)
             g[k].x += ROWS * x.step
             g[k].dy += ROWS * dy.step
 
 
-cdef inline void sum_abreast_as(const Matrix* x, const Matrix* dy, Columns* columns,
-                                Py_ssize_t first, Py_ssize_t groups,
-                                int gradient) noexcept nogil:
+cdef inline void reduce_rowwise_as(const Matrix* x, const Matrix* dy, Columns* columns,
+                                   Py_ssize_t first, Py_ssize_t groups,
+                                   int gradient) noexcept nogil:
     if x.columns == 2 * WIDTH:
-        sum_abreast(x, dy, columns, first, groups, 2, gradient)
+        reduce_rowwise(x, dy, columns, first, groups, 2, gradient)
     elif x.columns == 3 * WIDTH:
-        sum_abreast(x, dy, columns, first, groups, 3, gradient)
+        reduce_rowwise(x, dy, columns, first, groups, 3, gradient)
     else:
-        sum_abreast(x, dy, columns, first, groups, 4, gradient)
+        reduce_rowwise(x, dy, columns, first, groups, 4, gradient)
 
 
 # Functions of their own, so that the compiler has all registers for each.
 
-cdef void sum_narrow_moments(const Matrix* x, const Matrix* dy, Columns* columns,
-                             Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
-    sum_abreast_as(x, dy, columns, first, groups, MOMENTS)
+cdef void reduce_rowwise_moments(const Matrix* x, const Matrix* dy, Columns* columns,
+                                 Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
+    reduce_rowwise_as(x, dy, columns, first, groups, MOMENTS)
 
 
-cdef void sum_narrow_gradients(const Matrix* x, const Matrix* dy, Columns* columns,
-                               Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
-    sum_abreast_as(x, dy, columns, first, groups, GRADIENTS)
+cdef void reduce_rowwise_gradients(const Matrix* x, const Matrix* dy, Columns* columns,
+                                   Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
+    reduce_rowwise_as(x, dy, columns, first, groups, GRADIENTS)
 
 
-cdef void sum_narrow_activated(const Matrix* x, const Matrix* dy, Columns* columns,
-                               Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
-    sum_abreast_as(x, dy, columns, first, groups, ACTIVATED)
+cdef void reduce_rowwise_activated(const Matrix* x, const Matrix* dy, Columns* columns,
+                                   Py_ssize_t first, Py_ssize_t groups) noexcept nogil:
+    reduce_rowwise_as(x, dy, columns, first, groups, ACTIVATED)
 
 
-cdef inline void sum_narrow_rows(const Matrix* x, const Matrix* dy, Columns* columns,
-                                 Py_ssize_t first, int gradient) noexcept nogil:
+cdef inline void reduce_rowwise_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
+                                       Py_ssize_t first, int gradient) noexcept nogil:
     cdef Py_ssize_t groups = x.rows // ROWS, rest = x.rows % ROWS
     if gradient == MOMENTS:
-        sum_narrow_moments(x, dy, columns, first, groups)
+        reduce_rowwise_moments(x, dy, columns, first, groups)
     elif gradient == GRADIENTS:
-        sum_narrow_gradients(x, dy, columns, first, groups)
+        reduce_rowwise_gradients(x, dy, columns, first, groups)
     else:
-        sum_narrow_activated(x, dy, columns, first, groups)
+        reduce_rowwise_activated(x, dy, columns, first, groups)
     if rest:
-        sum_odd_group(x, dy, columns, first, x.rows - rest, rest, gradient)
+        reduce_odd_group(x, dy, columns, first, x.rows - rest, rest, gradient)
 
 
-cdef inline bint narrow(const Matrix* x, const Matrix* dy, int gradient) noexcept nogil:
-    return (WIDTH < x.columns <= MOST_ABREAST * WIDTH and x.columns % WIDTH == 0 and gapless(x)
+cdef inline bint fits_registers(const Matrix* x, const Matrix* dy, int gradient) noexcept nogil:
+    return (WIDTH < x.columns <= MAX_ROW_VECTORS * WIDTH and x.columns % WIDTH == 0 and gapless(x)
             and (gradient == MOMENTS or gapless(dy)))
 
 
-cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
-                            Py_ssize_t first, const Pace* pace, int gradient) noexcept nogil:
+cdef inline void reduce_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
+                               Py_ssize_t first, const ReduceTuning* tuning,
+                               int gradient) noexcept nogil:
     # Adds a matrix to the sums of the columns from `first` on.
-    cdef Py_ssize_t group = pace.group, chunk = pace.together * pace.group
+    cdef Py_ssize_t group = tuning.group, chunk = tuning.together * tuning.group
     cdef Py_ssize_t k, row, rows, groups, i
-    if pace.abreast and narrow(x, dy, gradient):
-        sum_narrow_rows(x, dy, columns, first, gradient)
+    if tuning.rowwise and fits_registers(x, dy, gradient):
+        reduce_rowwise_matrix(x, dy, columns, first, gradient)
         return
     for k in range(steps(x.rows, chunk)):
         row = k * chunk
@@ -416,22 +420,22 @@ cdef inline void sum_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
                 or (gradient and jumps(dy, row, groups * group))):
             groups = 0
         elif group == ROWS:
-            sum_whole_groups(x, dy, columns, first, row, groups, pace.ahead, False, gradient)
+            reduce_whole_groups(x, dy, columns, first, row, groups, tuning.ahead, False, gradient)
         else:
-            sum_whole_groups(x, dy, columns, first, row, groups, pace.ahead, True, gradient)
+            reduce_whole_groups(x, dy, columns, first, row, groups, tuning.ahead, True, gradient)
         for i in range(groups, steps(rows, group)):
-            sum_odd_group(x, dy, columns, first, row + i * group,
-                          minimum(group, rows - i * group), gradient)
+            reduce_odd_group(x, dy, columns, first, row + i * group,
+                             minimum(group, rows - i * group), gradient)
 
 
-cdef inline void sum_stretch(const elem* x, const elem* dy, Features features, Py_ssize_t n,
-                             Columns* columns, Py_ssize_t first, ptrdiff_t ahead, bint small,
-                             int gradient, bint weighted, bint fresh) noexcept nogil:
+cdef inline void reduce_chunk(const elem* x, const elem* dy, Features features, Py_ssize_t n,
+                              Columns* columns, Py_ssize_t first, ptrdiff_t ahead, bint small,
+                              int gradient, bint weighted, bint fresh) noexcept nogil:
     # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part; what
     # they are added to is 0, if they are the first ones.
     cdef size_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
     cdef Py_ssize_t k, j, groups = <size_t>n // size, left = <size_t>n % size
-    cdef Group g
+    cdef RowGroup g
     cdef Sums sums
     g.x_step = RUN_COLUMNS
     g.dy_step = RUN_COLUMNS
@@ -447,26 +451,26 @@ cdef inline void sum_stretch(const elem* x, const elem* dy, Features features, P
             clear_sums(&sums)
         else:
             load_sums(columns, first + j, &sums)
-        sum_groups(&g, groups, ahead if j % LINE == 0 else 0, small, gradient, &sums)
+        reduce_row_groups(&g, groups, ahead if j % LINE == 0 else 0, small, gradient, &sums)
         if left:
-            deposit(&sums, last_tree(&g, steps(left, RUN_COLUMNS), left - j, gradient))
+            flush_to_f64(&sums, last_tree(&g, steps(left, RUN_COLUMNS), left - j, gradient))
         store_sums(&sums, first + j, columns)
 
 
-cdef inline void sum_run(const elem* x, const elem* dy, Features features, Py_ssize_t length,
-                         Columns* columns, Py_ssize_t first, const Pace* pace,
-                         int gradient, bint fresh) noexcept nogil:
+cdef inline void reduce_run(const elem* x, const elem* dy, Features features, Py_ssize_t length,
+                            Columns* columns, Py_ssize_t first, const ReduceTuning* tuning,
+                            int gradient, bint fresh) noexcept nogil:
     cdef Py_ssize_t n
     while True:
         n = minimum(IN_L1, length)
         if gradient != MOMENTS and features.weight != NULL:
-            sum_stretch(x, dy, features, n, columns, first, pace.ahead, False, gradient, True,
-                        fresh)
-        elif pace.group == ROWS:
-            sum_stretch(x, dy, features, n, columns, first, pace.ahead, False, gradient, False,
-                        fresh)
+            reduce_chunk(x, dy, features, n, columns, first, tuning.ahead, False, gradient, True,
+                         fresh)
+        elif tuning.group == ROWS:
+            reduce_chunk(x, dy, features, n, columns, first, tuning.ahead, False, gradient, False,
+                         fresh)
         else:
-            sum_stretch(x, dy, features, n, columns, first, 0, True, gradient, False, fresh)
+            reduce_chunk(x, dy, features, n, columns, first, 0, True, gradient, False, fresh)
         length -= n
         if length == 0:
             return
@@ -477,46 +481,46 @@ cdef inline void sum_run(const elem* x, const elem* dy, Features features, Py_ss
 # The same sums in float64, for blocks where `real` will not do.
 
 cdef struct WideColumns:
-    double scale[COLUMNS]
+    double pow2_scale[COLUMNS]
     double pivot[COLUMNS]
     const Columns* own      # of the same columns, if an activation is to be passed
 
 
-cdef lanes pass_one(elem x, elem dy, Features features, const Columns* own, Py_ssize_t column,
-                    lanes* number) noexcept nogil:
+cdef lanes activation_grad_of_one(elem x, elem dy, Features features, const Columns* own,
+                                  Py_ssize_t column, lanes* number) noexcept nogil:
     # What `term` does about an activation, for one element. Returns dy.
-    cdef lanes z = load_part(&x, 1, splat(0))
+    cdef lanes z = load_n_or(&x, 1, set1(0))
     number[0] = z
     if own.activation.inverted:
-        number[0] = unbent(&own.activation, z)
+        number[0] = leaky_inverse(&own.activation, z)
     else:
-        z = ((z * splat(own.scale[column]) - splat(own.pivot[column]))
-             * splat(own.gain[column]) + splat(own.shift[column]))
+        z = ((z * set1(own.pow2_scale[column]) - set1(own.pivot[column]))
+             * set1(own.scale[column]) + set1(own.shift[column]))
         if features.weight != NULL:
-            z = z * splat(features.weight[0]) + splat(features.bias[0])
-    return passed_again(&own.activation, z, load_part(&dy, 1, splat(0)))
+            z = z * set1(features.weight[0]) + set1(features.bias[0])
+    return activation_grad_outlined(&own.activation, z, load_n_or(&dy, 1, set1(0)))
 
 
 cdef inline void wide_term(elem x, elem dy, Features features, const WideColumns* wide,
                            Py_ssize_t column, int gradient, double* s, double* q) noexcept nogil:
     cdef double number = as_double(x)
-    cdef lanes unbent_x
+    cdef lanes inverted_x
     if gradient == MOMENTS:
         s[0] = number - wide.pivot[column]
         q[0] = s[0] * s[0]
         return
     s[0] = as_double(dy)
     if gradient == ACTIVATED:
-        s[0] = first_lane(pass_one(x, dy, features, wide.own, column, &unbent_x))
-        number = first_lane(unbent_x)
+        s[0] = first_lane(activation_grad_of_one(x, dy, features, wide.own, column, &inverted_x))
+        number = first_lane(inverted_x)
     if features.weight != NULL:
         s[0] *= features.weight[0]
-    q[0] = s[0] * (number * wide.scale[column] - wide.pivot[column])
+    q[0] = s[0] * (number * wide.pow2_scale[column] - wide.pivot[column])
 
 
-cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, Features features,
-                             const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                             int gradient) noexcept nogil:
+cdef inline void reduce_matrix_f64(const Matrix* x, const Matrix* dy, Features features,
+                                   const WideColumns* wide, Columns* columns, Py_ssize_t first,
+                                   int gradient) noexcept nogil:
     # Four rows at a time: a column by itself would be one long chain of sums.
     cdef Py_ssize_t row, j, k
     cdef const elem* xs[4]
@@ -542,23 +546,23 @@ cdef inline void wide_matrix(const Matrix* x, const Matrix* dy, Features feature
             columns.q[first + j] += q[0]
 
 
-cdef inline void sum_matrices(const Matrix* x, const Matrix* dy, Features features,
-                              const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                              const Pace* pace, int gradient) noexcept nogil:
+cdef inline void reduce_matrix_as(const Matrix* x, const Matrix* dy, Features features,
+                                  const WideColumns* wide, Columns* columns, Py_ssize_t first,
+                                  const ReduceTuning* tuning, int gradient) noexcept nogil:
     if wide != NULL:
-        wide_matrix(x, dy, features, wide, columns, first, gradient)
+        reduce_matrix_f64(x, dy, features, wide, columns, first, gradient)
     else:
-        sum_matrix(x, dy, columns, first, pace, gradient)
+        reduce_matrix(x, dy, columns, first, tuning, gradient)
 
 
-cdef inline void sum_with_remainder(Matrix x, Matrix dy, Py_ssize_t length, Features features,
-                                    const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                                    const Pace* pace, int gradient) noexcept nogil:
+cdef inline void reduce_with_remainder(Matrix x, Matrix dy, Py_ssize_t length, Features features,
+                                       const WideColumns* wide, Columns* columns, Py_ssize_t first,
+                                       const ReduceTuning* tuning, int gradient) noexcept nogil:
     # `length` neighbouring elements as a matrix, and what remains as one more row. A loop,
     # since the code of a sum is long.
     cdef int part
     for part in range(2):
-        sum_matrices(&x, &dy, features, wide, columns, first, pace, gradient)
+        reduce_matrix_as(&x, &dy, features, wide, columns, first, tuning, gradient)
         features = later_features(features, x.rows * RUN_COLUMNS)
         x = remainder_matrix(x, length)
         dy = remainder_matrix(dy, length)
@@ -575,43 +579,43 @@ cdef inline elem* gather_pixels(const Job* job, const Operand* operand, Py_ssize
     return to
 
 
-cdef inline void sum_pixels(const Job* job, const Block* block, Columns* columns,
-                            int gradient) noexcept nogil:
+cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* columns,
+                               int gradient) noexcept nogil:
     # A block of few channels. Pixels that are apart in memory are gathered, so many
-    # at a time as make a whole number of groups.
+    # at a time as make a whole number of row groups.
     cdef const Operand* other = &job.dy if gradient else &job.x
-    cdef bint apart = not (gapless_runs(job, &job.x) and gapless_runs(job, other))
+    cdef bint gathered = not (gapless_runs(job, &job.x) and gapless_runs(job, other))
     cdef elem x_scratch[ROWS * PIXELS * PIXELS]
     cdef elem dy_scratch[ROWS * PIXELS * PIXELS]
     cdef elem* x
     cdef elem* dy
-    cdef Pace pace = pace_of(job, PIXELS * job.view.channels, gradient)
-    cdef Py_ssize_t i, run, runs, at_once = ROWS * PIXELS if apart else block.runs
-    if apart:
-        pace.ahead = 0
-        pace.abreast = False
+    cdef ReduceTuning tuning = reduce_tuning(job, PIXELS * job.view.channels, gradient)
+    cdef Py_ssize_t i, run, runs, at_once = ROWS * PIXELS if gathered else block.runs
+    if gathered:
+        tuning.ahead = 0
+        tuning.rowwise = False
     for i in range(steps(block.runs, at_once)):
         run = block.run + i * at_once
         runs = minimum(at_once, block.run + block.runs - run)
         x, dy = element(job, &job.x, 0, run, 0), element(job, other, 0, run, 0)
-        if apart:
+        if gathered:
             x = dy = gather_pixels(job, &job.x, run, runs, x_scratch)
             if gradient:
                 dy = gather_pixels(job, other, run, runs, dy_scratch)
-        sum_with_remainder(
+        reduce_with_remainder(
             pixel_matrix(job, x, runs), pixel_matrix(job, dy, runs),
-            runs * job.view.channels, no_features(), NULL, columns, 0, &pace, gradient)
+            runs * job.view.channels, no_features(), NULL, columns, 0, &tuning, gradient)
 
 
-cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channel,
-                           Py_ssize_t channels, const WideColumns* wide, Columns* columns,
-                           int gradient) noexcept nogil:
+cdef inline void reduce_block(const Job* job, const Block* block, Py_ssize_t channel,
+                              Py_ssize_t channels, const WideColumns* wide, Columns* columns,
+                              int gradient) noexcept nogil:
     # The sums of a block; with `wide` in float64, and each pixel a row.
     cdef Matrix x, dy
     cdef const Operand* other = &job.dy if gradient else &job.x
     cdef Py_ssize_t i, c, run, together
     cdef Py_ssize_t width = columns_per_channel(job), length = block.length
-    cdef Pace pace
+    cdef ReduceTuning tuning
     cdef Features features = no_features()
     if gradient and job.view.features:
         features = features_from(job, block.offset)
@@ -619,33 +623,33 @@ cdef inline void sum_block(const Job* job, const Block* block, Py_ssize_t channe
         memset(columns.s, 0, channels * width * job.plan.pixels * sizeof(double))
         memset(columns.q, 0, channels * width * job.plan.pixels * sizeof(double))
     if job.plan.long_runs:
-        pace = pace_of(job, RUN_COLUMNS, gradient)
+        tuning = reduce_tuning(job, RUN_COLUMNS, gradient)
         for run in range(block.run, block.run + block.runs):
             for c in range(channels):
                 if wide == NULL:
-                    sum_run(element(job, &job.x, channel + c, run, block.offset),
-                            element(job, other, channel + c, run, block.offset), features,
-                            length, columns, c * width, &pace, gradient, run == block.run)
+                    reduce_run(element(job, &job.x, channel + c, run, block.offset),
+                               element(job, other, channel + c, run, block.offset), features,
+                               length, columns, c * width, &tuning, gradient, run == block.run)
                     continue
                 x = long_matrix(job, &job.x, block, channel + c, run)
                 dy = long_matrix(job, other, block, channel + c, run)
-                sum_with_remainder(x, dy, block.length, features, wide, columns, c * width, &pace,
-                                   gradient)
+                reduce_with_remainder(x, dy, block.length, features, wide, columns, c * width,
+                                      &tuning, gradient)
         return
     if job.plan.pixels > 1 and wide == NULL:
-        sum_pixels(job, block, columns, gradient)
+        reduce_pixels(job, block, columns, gradient)
         return
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, other, channels))
-    pace = pace_of(job, job.x.middle, gradient)
+    tuning = reduce_tuning(job, job.x.middle, gradient)
     for i in range(channels // together):
         c = i * together
         x = short_matrix(job, &job.x, block, channel + c, together)
         dy = short_matrix(job, other, block, channel + c, together)
-        sum_matrices(&x, &dy, no_features(), wide, columns, c * width, &pace, gradient)
+        reduce_matrix_as(&x, &dy, no_features(), wide, columns, c * width, &tuning, gradient)
 
 
-cdef inline double fold_row(const double* sums) noexcept nogil:
-    # What `fold` does with RUN_COLUMNS neighbours.
+cdef inline double reduce_row(const double* sums) noexcept nogil:
+    # What `reduce_strided` does with RUN_COLUMNS neighbours.
     cdef wides lane[8]
     cdef int k
     for k in range(8 // WIDE):
@@ -653,7 +657,7 @@ cdef inline double fold_row(const double* sums) noexcept nogil:
     return tree_of_eight(lane)
 
 
-cdef inline double fold(const double* sums, Py_ssize_t n, Py_ssize_t step) noexcept nogil:
+cdef inline double reduce_strided(const double* sums, Py_ssize_t n, Py_ssize_t step) noexcept nogil:
     # The sum of a channel's columns: eight running sums, then a tree.
     cdef double lane[8]
     cdef Py_ssize_t i, k
@@ -668,8 +672,8 @@ cdef inline double fold(const double* sums, Py_ssize_t n, Py_ssize_t step) noexc
             + ((lane[4] + lane[5]) + (lane[6] + lane[7])))
 
 
-cdef inline void spread(real* columns, const real* values, Py_ssize_t channels,
-                        Py_ssize_t width, Py_ssize_t period) noexcept nogil:
+cdef inline void broadcast_columns(real* columns, const real* values, Py_ssize_t channels,
+                                   Py_ssize_t width, Py_ssize_t period) noexcept nogil:
     # Repeats each channel's value over its columns, and the columns once more
     # from the start for registers that reach past `period`. A store may reach
     # past its channel, never past the padding; the next channel overwrites it.
@@ -679,22 +683,22 @@ cdef inline void spread(real* columns, const real* values, Py_ssize_t channels,
     else:
         for c in range(channels):
             for j in range(steps(width, WIDTH)):
-                store_real(columns + c * width + j * WIDTH, splat(values[c]))
+                store_real(columns + c * width + j * WIDTH, set1(values[c]))
     while filled < period + PADDING:
         n = minimum(filled, period + PADDING - filled)
         memcpy(columns + filled, columns, n * sizeof(real))
         filled += n
 
 
-cdef inline void spread_channels(const Job* job, real* columns, const real* values,
-                                 Py_ssize_t channels) noexcept nogil:
+cdef inline void broadcast_channels(const Job* job, real* columns, const real* values,
+                                    Py_ssize_t channels) noexcept nogil:
     # Over the columns that sums are made in.
     cdef Py_ssize_t width = columns_per_channel(job)
-    spread(columns, values, channels, width, channels * width * job.plan.pixels)
+    broadcast_columns(columns, values, channels, width, channels * width * job.plan.pixels)
 
 
-cdef inline void fold_columns(const Columns* columns, Py_ssize_t channels, Py_ssize_t width,
-                              double* s, double* q) noexcept nogil:
+cdef inline void reduce_columns(const Columns* columns, Py_ssize_t channels, Py_ssize_t width,
+                                double* s, double* q) noexcept nogil:
     cdef Py_ssize_t c
     if width == 1:
         memcpy(s, columns.s, channels * sizeof(double))
@@ -702,21 +706,21 @@ cdef inline void fold_columns(const Columns* columns, Py_ssize_t channels, Py_ss
         return
     if width == RUN_COLUMNS:
         for c in range(channels):
-            s[c] = fold_row(columns.s + c * RUN_COLUMNS)
-            q[c] = fold_row(columns.q + c * RUN_COLUMNS)
+            s[c] = reduce_row(columns.s + c * RUN_COLUMNS)
+            q[c] = reduce_row(columns.q + c * RUN_COLUMNS)
         return
     for c in range(channels):
-        s[c] = fold(columns.s + c * width, width, 1)
-        q[c] = fold(columns.q + c * width, width, 1)
+        s[c] = reduce_strided(columns.s + c * width, width, 1)
+        q[c] = reduce_strided(columns.q + c * width, width, 1)
 
 
-cdef inline void fold_channels(const Job* job, const Columns* columns, Py_ssize_t channels,
-                               double* s, double* q) noexcept nogil:
-    # The reverse of spread_channels.
+cdef inline void reduce_channels(const Job* job, const Columns* columns, Py_ssize_t channels,
+                                 double* s, double* q) noexcept nogil:
+    # The reverse of broadcast_channels.
     cdef Py_ssize_t c
     if job.plan.pixels == 1:
-        fold_columns(columns, channels, columns_per_channel(job), s, q)
+        reduce_columns(columns, channels, columns_per_channel(job), s, q)
         return
     for c in range(channels):
-        s[c] = fold(columns.s + c, PIXELS, channels)
-        q[c] = fold(columns.q + c, PIXELS, channels)
+        s[c] = reduce_strided(columns.s + c, PIXELS, channels)
+        q[c] = reduce_strided(columns.q + c, PIXELS, channels)

@@ -146,14 +146,15 @@ cdef int run(const Phase* phase, Job* job) noexcept nogil:
     return 0
 
 
-cdef int run_phases(const Leaves* leaves, Job* whole, const Operation* operation) noexcept nogil:
-    cdef Job sample
+cdef int run_phases(const KernelTable* kernels, Job* whole,
+                    const Operation* operation) noexcept nogil:
+    cdef Job instance
     cdef Job* job
     cdef Phases phases
     cdef Py_ssize_t turn
     cdef int k, status
     for turn in range(turns(whole)):
-        job = take_turn(leaves, whole, operation, turn, &sample, &phases)
+        job = take_turn(kernels, whole, operation, turn, &instance, &phases)
         for k in range(phases.count):
             status = run(&phases.list[k], job)
             if status != 0:

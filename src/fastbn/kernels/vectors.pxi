@@ -14,7 +14,7 @@ cdef inline double shortened(double x) noexcept nogil:
     return x
 
 
-cdef void widen_vector(const void* vector, Py_ssize_t n, double* to) noexcept nogil:
+cdef void vector_to_float64(const void* vector, Py_ssize_t n, double* to) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef const elem* elements = <const elem*>vector
     cdef Py_ssize_t i, registers = n // WIDTH
@@ -27,11 +27,11 @@ cdef void widen_vector(const void* vector, Py_ssize_t n, double* to) noexcept no
     fp_leave(saved)
 
 
-cdef void narrow_vector(const double* vector, Py_ssize_t n, void* to) noexcept nogil:
+cdef void vector_from_float64(const double* vector, Py_ssize_t n, void* to) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Py_ssize_t i
     cdef double x
     for i in range(n):
         x = shortened(vector[i]) if ROUNDED_ONCE else vector[i]
-        store_part(<elem*>to + i, splat(as_real(x)), 1)
+        store_n(<elem*>to + i, set1(as_real(x)), 1)
     fp_leave(saved)

@@ -112,7 +112,7 @@ cdef class Arrangement:
         self.describe(DRESIDUAL, job, split, &dresidual)
         self.describe(RESIDUAL, job, split, &job.residual)
         self.describe(OUT, job, split, &job.out)
-        settle_activation(leaves_of[kind_of(x)],
+        settle_activation(kernels_of[kind_of(x)],
                           NULL if self.dresidual is None else &dresidual, job)
         return 0
 

@@ -260,11 +260,11 @@ cdef int channel_axis(layout, cnp.ndarray x, str name="x") except -1:
 
 
 cdef int sample_axis(layout) except -1:
-    # For operations whose statistics belong to one sample; of a layout that was checked.
+    # For operations whose statistics belong to one instance; of a layout that was checked.
     if layout is None or layout == "N...C":
         return 0
     if "N" not in layout:
-        raise ValueError(f"layout: expected an 'N' for the axis of the samples, got {layout!r}")
+        raise ValueError(f"layout: expected an 'N' for the axis of the instances, got {layout!r}")
     return layout.index("N")
 
 

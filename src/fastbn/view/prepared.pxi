@@ -13,7 +13,7 @@ cdef class Prepared:
 
     An object does not change, so threads may use one while another is made.
     """
-    cdef const Leaves* leaves
+    cdef const KernelTable* kernels
     cdef Py_ssize_t channels
     cdef double eps
     cdef tuple arrays           # copies; None where there is none
@@ -27,14 +27,14 @@ cdef class Prepared:
         cdef Arrangement vectors = Arrangement.__new__(Arrangement)
         cdef Job job
         self.channels = channels
-        self.leaves = leaves_of[kind_of(x)]
+        self.kernels = kernels_of[kind_of(x)]
         self.eps = checked_eps(eps, False)
         self.arrays = tuple([
             None if array is None else np.array(checked_vector(array, name, self.channels))
             for array, name in ((running_mean, "running_mean"), (running_var, "running_var"),
                                 (weight, "weight"), (bias, "bias"))])
         self.coefficients = <double*>malloc(
-            COEFFICIENTS * (self.channels + WRAP) * sizeof(double))
+            COEFFICIENT_KINDS * (self.channels + WRAP) * sizeof(double))
         vectors.numbers = <double*>malloc((5 * self.channels + 1) * sizeof(double))
         if self.coefficients == NULL or vectors.numbers == NULL:
             raise MemoryError("no memory for the coefficients of the channels")
@@ -46,7 +46,7 @@ cdef class Prepared:
         job.mean, job.var = vectors.widened(self.arrays[0]), vectors.widened(self.arrays[1])
         job.weight, job.bias = vectors.widened(self.arrays[2]), vectors.widened(self.arrays[3])
         job.invstd = vectors.vector(self.channels)
-        drivers.preparation(self.leaves, &job)
+        drivers.preparation(self.kernels, &job)
 
     def fits(self, x_, running_mean, running_var, weight, bias, eps, /):
         """Return whether all this is as it was; of a dtype and a CPU level, too."""
@@ -54,7 +54,7 @@ cdef class Prepared:
         cdef cnp.ndarray copy
         cdef object array
         cdef int i
-        if leaves_of[kind_of(x)] != self.leaves or eps != self.eps:
+        if kernels_of[kind_of(x)] != self.kernels or eps != self.eps:
             return False
         for i, array in enumerate((running_mean, running_var, weight, bias)):
             if self.arrays[i] is None or array is None:

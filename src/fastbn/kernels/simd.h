@@ -2,15 +2,15 @@
  *
  * Vector registers for one CPU level and one element type.
  *
- * The leaves are compiled once per (level, element type). This header is all
+ * The kernels are compiled once per (level, element type). This header is all
  * that differs between those builds: it turns the compiler's target into
  * `lanes` (one register of arithmetic numbers), `wides` (one register of
- * float64) and the handful of operations the leaves need on them.
+ * float64) and the handful of operations the kernels need on them.
  *
  * May: types, loads, stores, conversions, selects, streaming stores.
  * May not: loops, OpenMP, Python.
  *
- * No arithmetic is hidden here: sums and products are written in the leaves,
+ * No arithmetic is hidden here: sums and products are written in the kernels,
  * so that their order is read there and is the same on every level.
  */
 #ifndef FASTBN_LANES_H
@@ -71,9 +71,9 @@ enum {
 /* `lanes` of a row that are summed side by side, up to four: as many as registers are for. 1:
  * none are. */
 #if VECTOR_BYTES == 64
-enum { MOST_ABREAST = 4 };
+enum { MAX_ROW_VECTORS = 4 };
 #else
-enum { MOST_ABREAST = 1 };
+enum { MAX_ROW_VECTORS = 1 };
 #endif
 
 /* Squares below the first lose bits to underflow in `real`; the second is a
@@ -88,7 +88,7 @@ enum { MOST_ABREAST = 1 };
 #define USUAL_SCALE 0x1p30
 #endif
 
-static inline lanes splat(real x) { return x - (lanes){0}; }
+static inline lanes set1(real x) { return x - (lanes){0}; }
 static inline lanes select_lanes(lane_bits mask, lanes yes, lanes no)
 { return (lanes)((mask & (lane_bits)yes) | (~mask & (lane_bits)no)); }
 
@@ -143,7 +143,7 @@ static inline stored pack(lanes v)
 static inline lanes unpack(stored v)
 {
     lane_words half = longer(v), size = (half & 0x7fff) << 13;
-    lanes finite = (lanes)size * splat(0x1p112f);
+    lanes finite = (lanes)size * set1(0x1p112f);
     lanes endless = (lanes)(size | 0x7f800000);
     lanes number = select_lanes((lane_bits)size >= 0x7c00 << 13, endless, finite);
     return (lanes)((lane_words)number | (half & 0x8000) << 16);
@@ -151,7 +151,7 @@ static inline lanes unpack(stored v)
 static inline stored pack(lanes v)
 {
     lane_words bits = (lane_words)v, sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
-    lanes half = splat(0.5f);       /* has 2**-24 in its last place, as subnormals have */
+    lanes half = set1(0.5f);       /* has 2**-24 in its last place, as subnormals have */
     lanes small = (lanes)((lane_words)((lanes)size + half) - (lane_words)half);
     lanes usual = (lanes)((size + 0xfff + (size >> 13 & 1) - (112 << 23)) >> 13);
     lanes other = (lanes)(0x7c00 + ((lane_words)((lane_bits)size > 0x7f800000) & 0x200));
@@ -196,35 +196,35 @@ static inline void store_wide(double *p, wides v) { *(wides_in_memory *)p = v; }
 /* The first n <= WIDTH numbers; memory past them is neither read nor written, and
  * `fill` is what a load has in their place. */
 #if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT32)
-static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
 { return (lanes)_mm512_mask_loadu_ps((__m512)fill, (__mmask16)((1u << n) - 1), p); }
 #elif VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
-static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
 { return (lanes)_mm512_mask_loadu_pd((__m512d)fill, (__mmask8)((1u << n) - 1), p); }
 #elif VECTOR_BYTES == 64
-static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
 {
     __mmask16 mask = (__mmask16)((1u << n) - 1);
     return unpack((stored)_mm256_mask_loadu_epi16((__m256i)pack(fill), mask, p));
 }
 #elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT32)
-static inline __m256i part_mask(ptrdiff_t n)
+static inline __m256i first_n_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
-static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
 {
-    __m256i mask = part_mask(n);
+    __m256i mask = first_n_mask(n);
     return (lanes)_mm256_blendv_ps((__m256)fill, _mm256_maskload_ps(p, mask), (__m256)mask);
 }
 #elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT64)
-static inline __m256i part_mask(ptrdiff_t n)
+static inline __m256i first_n_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3)); }
-static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
 {
-    __m256i mask = part_mask(n);
+    __m256i mask = first_n_mask(n);
     return (lanes)_mm256_blendv_pd((__m256d)fill, _mm256_maskload_pd(p, mask), (__m256d)mask);
 }
 #else
-static inline lanes load_part(const elem *p, ptrdiff_t n, lanes fill)
+static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
 {
     stored v;
     if (n >= WIDTH)
@@ -246,7 +246,7 @@ static inline void store_piece(char **to, const char **from, size_t size, size_t
     *from += piece;
 }
 
-static inline void store_part(elem *p, lanes v, ptrdiff_t n)
+static inline void store_n(elem *p, lanes v, ptrdiff_t n)
 {
     stored some = pack(v);
     const char *from = (const char *)&some;
@@ -262,13 +262,13 @@ static inline void store_part(elem *p, lanes v, ptrdiff_t n)
 
 /* The first n <= WIDTH of numbers that are no elements, and zeros. */
 #if STORED_BYTES == VECTOR_BYTES
-static inline lanes load_real_part(const real *p, ptrdiff_t n)
-{ return load_part(p, n, splat(0)); }
+static inline lanes load_real_n(const real *p, ptrdiff_t n)
+{ return load_n_or(p, n, set1(0)); }
 #elif VECTOR_BYTES == 64
-static inline lanes load_real_part(const real *p, ptrdiff_t n)
+static inline lanes load_real_n(const real *p, ptrdiff_t n)
 { return (lanes)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 #else
-static inline lanes load_real_part(const real *p, ptrdiff_t n)
+static inline lanes load_real_n(const real *p, ptrdiff_t n)
 {
     lanes v = {0};
     memcpy(&v, p, (size_t)n * sizeof(real));
@@ -291,9 +291,9 @@ static inline void stream(elem *p, lanes v) { store(p, v); }
 #endif
 
 #if defined(__x86_64__)
-static inline void stream_end(void) { _mm_sfence(); }
+static inline void flush_stream(void) { _mm_sfence(); }
 #else
-static inline void stream_end(void) { }
+static inline void flush_stream(void) { }
 #endif
 
 /* A hint: the line of memory at p, which may lie past the array. */
@@ -312,33 +312,33 @@ static inline ptrdiff_t to_line(const elem *p)
  * adders busy, and leave it idle ---- */
 
 #if VECTOR_BYTES == 64 && !defined(FASTBN_FLOAT64)
-static inline lanes plus(lanes a, lanes b)
+static inline lanes add(lanes a, lanes b)
 { return (lanes)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(1), (__m512)b); }
 #elif VECTOR_BYTES == 64
-static inline lanes plus(lanes a, lanes b)
+static inline lanes add(lanes a, lanes b)
 { return (lanes)_mm512_fmadd_pd((__m512d)a, _mm512_set1_pd(1), (__m512d)b); }
 #elif VECTOR_BYTES == 32 && defined(__FMA__) && !defined(FASTBN_FLOAT64)
-static inline lanes plus(lanes a, lanes b)
+static inline lanes add(lanes a, lanes b)
 { return (lanes)_mm256_fmadd_ps((__m256)a, _mm256_set1_ps(1), (__m256)b); }
 #elif VECTOR_BYTES == 32 && defined(__FMA__)
-static inline lanes plus(lanes a, lanes b)
+static inline lanes add(lanes a, lanes b)
 { return (lanes)_mm256_fmadd_pd((__m256d)a, _mm256_set1_pd(1), (__m256d)b); }
 #else
-static inline lanes plus(lanes a, lanes b) { return a + b; }
+static inline lanes add(lanes a, lanes b) { return a + b; }
 #endif
 
 /* v, in a register: compilers like to read twice what has been read, since a load
  * can be part of another instruction; but a load that crosses a line costs two. */
 #if defined(__AVX512F__)
-static inline lanes held(lanes v) { __asm__("" : "+v"(v)); return v; }
+static inline lanes force_register(lanes v) { __asm__("" : "+v"(v)); return v; }
 #elif defined(__SSE2__)
-static inline lanes held(lanes v) { __asm__("" : "+x"(v)); return v; }
+static inline lanes force_register(lanes v) { __asm__("" : "+x"(v)); return v; }
 #else
-static inline lanes held(lanes v) { return v; }
+static inline lanes force_register(lanes v) { return v; }
 #endif
 
 /* f(v), by a call: f is long, and not to be a part of each loop that may need it. */
-static __attribute__((noinline)) lanes apart(lanes (*f)(lanes), lanes v) { return f(v); }
+static __attribute__((noinline)) lanes call_noinline(lanes (*f)(lanes), lanes v) { return f(v); }
 
 /* ---- wider numbers, and selects ---- */
 
@@ -396,7 +396,7 @@ static inline double tree_of_eight(const wides *v)
 #endif
 
 /* The first n lanes of one, the others of another. */
-static inline lanes join(lanes first, lanes other, ptrdiff_t n)
+static inline lanes concat_at(lanes first, lanes other, ptrdiff_t n)
 {
     static const real_bits numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     lane_bits lane;
@@ -407,43 +407,43 @@ static inline lanes join(lanes first, lanes other, ptrdiff_t n)
 /* a < b ? a : b, and a < b ? b : a; where either is NaN: b, and a. And where a <= b, the
  * one, elsewhere, and where either is NaN, the other. */
 #if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
-static inline lanes smaller(lanes a, lanes b) { return (lanes)_mm512_min_pd((__m512d)a, (__m512d)b); }
-static inline lanes larger(lanes a, lanes b) { return (lanes)_mm512_max_pd((__m512d)b, (__m512d)a); }
-static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+static inline lanes min_lanes(lanes a, lanes b) { return (lanes)_mm512_min_pd((__m512d)a, (__m512d)b); }
+static inline lanes max_lanes(lanes a, lanes b) { return (lanes)_mm512_max_pd((__m512d)b, (__m512d)a); }
+static inline lanes select_le(lanes a, lanes b, lanes one, lanes other)
 {
     return (lanes)_mm512_mask_blend_pd(_mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ),
                                        (__m512d)other, (__m512d)one);
 }
 #elif VECTOR_BYTES == 64
-static inline lanes smaller(lanes a, lanes b) { return (lanes)_mm512_min_ps((__m512)a, (__m512)b); }
-static inline lanes larger(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)b, (__m512)a); }
-static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+static inline lanes min_lanes(lanes a, lanes b) { return (lanes)_mm512_min_ps((__m512)a, (__m512)b); }
+static inline lanes max_lanes(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)b, (__m512)a); }
+static inline lanes select_le(lanes a, lanes b, lanes one, lanes other)
 {
     return (lanes)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ),
                                        (__m512)other, (__m512)one);
 }
 #elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT64)
-static inline lanes smaller(lanes a, lanes b) { return (lanes)_mm256_min_pd((__m256d)a, (__m256d)b); }
-static inline lanes larger(lanes a, lanes b) { return (lanes)_mm256_max_pd((__m256d)b, (__m256d)a); }
-static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+static inline lanes min_lanes(lanes a, lanes b) { return (lanes)_mm256_min_pd((__m256d)a, (__m256d)b); }
+static inline lanes max_lanes(lanes a, lanes b) { return (lanes)_mm256_max_pd((__m256d)b, (__m256d)a); }
+static inline lanes select_le(lanes a, lanes b, lanes one, lanes other)
 { return (lanes)_mm256_blendv_pd((__m256d)other, (__m256d)one, (__m256d)(a <= b)); }
 #elif VECTOR_BYTES == 32
-static inline lanes smaller(lanes a, lanes b) { return (lanes)_mm256_min_ps((__m256)a, (__m256)b); }
-static inline lanes larger(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)b, (__m256)a); }
-static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+static inline lanes min_lanes(lanes a, lanes b) { return (lanes)_mm256_min_ps((__m256)a, (__m256)b); }
+static inline lanes max_lanes(lanes a, lanes b) { return (lanes)_mm256_max_ps((__m256)b, (__m256)a); }
+static inline lanes select_le(lanes a, lanes b, lanes one, lanes other)
 { return (lanes)_mm256_blendv_ps((__m256)other, (__m256)one, (__m256)(a <= b)); }
 #else
-static inline lanes smaller(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), a, b); }
-static inline lanes larger(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), b, a); }
-static inline lanes if_at_most(lanes a, lanes b, lanes one, lanes other)
+static inline lanes min_lanes(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), a, b); }
+static inline lanes max_lanes(lanes a, lanes b) { return select_lanes((lane_bits)(a < b), b, a); }
+static inline lanes select_le(lanes a, lanes b, lanes one, lanes other)
 { return select_lanes((lane_bits)(a <= b), one, other); }
 #endif
 
-static inline lanes negative(lanes v)
-{ return (lanes)((lane_bits)v | (lane_bits)splat((real)-0.0)); }
+static inline lanes neg_abs(lanes v)
+{ return (lanes)((lane_bits)v | (lane_bits)set1((real)-0.0)); }
 static inline lanes all_bits(void) { return (lanes)~(lane_bits){0}; }
 static inline lanes no_bits(void) { return (lanes){0}; }
-static inline lanes masked(lanes v, lanes bits) { return (lanes)((lane_bits)v & (lane_bits)bits); }
+static inline lanes and_bits(lanes v, lanes bits) { return (lanes)((lane_bits)v & (lane_bits)bits); }
 
 /* ---- what an exponential is made of ---- */
 
@@ -455,7 +455,7 @@ enum { FAR = 750, TERMS = 11 };
 #define LOG2_E 0x1.71547652b82fep+0
 #define LOG_2 0x1.62e42feep-1
 #define REST_OF_LOG_2 0x1.a39ef35793c76p-33
-#define WHOLE_NUMBERS 0x1.8p52      /* added to a number, leaves no place for a fraction */
+#define WHOLE_NUMBERS 0x1.8p52      /* added to a number, kernels no place for a fraction */
 #define EXPONENT_BIAS 1023
 #define FRACTION_BITS 52
 static const real POLYNOMIAL[12] = {
@@ -474,32 +474,32 @@ static const real POLYNOMIAL[12] = {
     1.0f, 1.0f, 0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239ep-7f, 0x1.6a243ap-10f};
 #endif
 /* The nearest whole number, of a small one. */
-static inline lanes rounded(lanes v)
-{ return (v + splat(WHOLE_NUMBERS)) - splat(WHOLE_NUMBERS); }
+static inline lanes round_to_int(lanes v)
+{ return (v + set1(WHOLE_NUMBERS)) - set1(WHOLE_NUMBERS); }
 
 /* v * 2**n for a whole n of at most twice the range of exponents, rounded once. */
 #if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
-static inline lanes times_power_of_two(lanes v, lanes n)
+static inline lanes scale_by_pow2(lanes v, lanes n)
 { return (lanes)_mm512_scalef_pd((__m512d)v, (__m512d)n); }
 #elif VECTOR_BYTES == 64
-static inline lanes times_power_of_two(lanes v, lanes n)
+static inline lanes scale_by_pow2(lanes v, lanes n)
 { return (lanes)_mm512_scalef_ps((__m512)v, (__m512)n); }
 #else
-static inline lanes power_of_two(lanes n)
-{ return (lanes)((lane_bits)(n + splat(WHOLE_NUMBERS + EXPONENT_BIAS)) << FRACTION_BITS); }
-static inline lanes times_power_of_two(lanes v, lanes n)
+static inline lanes pow2(lanes n)
+{ return (lanes)((lane_bits)(n + set1(WHOLE_NUMBERS + EXPONENT_BIAS)) << FRACTION_BITS); }
+static inline lanes scale_by_pow2(lanes v, lanes n)
 {
-    lanes half = rounded(n * splat(0.5f));
-    return v * power_of_two(half) * power_of_two(n - half);
+    lanes half = round_to_int(n * set1(0.5f));
+    return v * pow2(half) * pow2(n - half);
 }
 #endif
 
 /* The power of two 2**-e for a finite, normal scale in [2**e, 2**(e+1)). */
-static inline double inverse_power_of_two(double scale)
+static inline double inverse_pow2(double pow2_scale)
 {
     uint64_t bits;
     double power;
-    memcpy(&bits, &scale, sizeof bits);
+    memcpy(&bits, &pow2_scale, sizeof bits);
     bits = (2046 - (bits >> 52 & 2047)) << 52;
     memcpy(&power, &bits, sizeof power);
     return power;
