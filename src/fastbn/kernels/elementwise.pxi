@@ -116,7 +116,7 @@ cdef inline Py_ssize_t period_of(Py_ssize_t columns) noexcept nogil:
         return CYCLE * WIDTH
     if (CYCLE - 1) * WIDTH % columns == 0:
         return (CYCLE - 1) * WIDTH
-    return columns * steps(WIDTH, columns)
+    return columns * ceil_div(WIDTH, columns)
 
 
 cdef inline bint by_lines(int variant) noexcept nogil:

@@ -176,7 +176,7 @@ cdef inline void backward_feature_chunk(const Job* job, const Activation* activa
     if channels & 1:
         a = row_of(job, activation, channel + channels - 1, at, n, variant)
         backward_row_pair(&a, NULL, features, n, &sums, channels == 1, variant)
-    for i in range(steps(n, WIDTH)):
+    for i in range(ceil_div(n, WIDTH)):
         for half in range(HALVES):
             j = i * WIDTH + half * WIDE
             store_wide(s + j, load_wide(s + j) + widen(load_real(sums.s + i * WIDTH), half))
@@ -207,7 +207,7 @@ cdef inline void write_gradients(const Job* job, const Activation* a, Py_ssize_t
                                  int variant) noexcept nogil:
     cdef Block first = block_at(job, b0), last = block_at(job, b1 - 1)
     cdef Py_ssize_t i, c, end = last.offset + last.length
-    for i in range(steps(channels, ROWS)):
+    for i in range(ceil_div(channels, ROWS)):
         c = i * ROWS
         if variant & STREAMING and lie_alike(&job.out):
             backward_feature_chunks(job, a, channel + c, minimum(ROWS, channels - c), first.offset,

@@ -34,19 +34,6 @@ cdef struct Features:
     const real* bias
 
 
-cdef inline Py_ssize_t minimum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef inline Py_ssize_t maximum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a > b else b
-
-
-cdef inline Py_ssize_t steps(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
-    # How many steps of `size` cover n, which is not negative: so a shift may divide.
-    return <size_t>(n + size - 1) // <size_t>size
-
-
 cdef inline Py_ssize_t first_channel(const Job* job, Py_ssize_t tile) noexcept nogil:
     return tile * job.plan.tile_channels
 

@@ -150,7 +150,7 @@ cdef inline void some_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t n) 
 cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     cdef Py_ssize_t i, c
     cdef fp_state saved = fp_enter()
-    for i in range(steps(c1 - c0, COLUMNS)):
+    for i in range(ceil_div(c1 - c0, COLUMNS)):
         c = c0 + i * COLUMNS
         some_coefficients(job, c, minimum(COLUMNS, c1 - c))
     wrap(job, c0, c1)
@@ -322,7 +322,7 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
     if job.group > 1:
         group_coefficients(job, c0, c1)
     elif job.training:
-        for i in range(steps(c1 - c0, COLUMNS)):
+        for i in range(ceil_div(c1 - c0, COLUMNS)):
             c = c0 + i * COLUMNS
             gradient_coefficients(job, c, minimum(COLUMNS, c1 - c))
     elif not job.fused:

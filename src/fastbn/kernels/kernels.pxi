@@ -99,6 +99,7 @@ cdef extern from "simd.h" nogil:
 cdef enum:
     PADDING = 16        # the widest register reads this far past the columns
 
+include "arithmetic.pxi"
 include "geometry.pxi"
 include "activations.pxi"
 include "sums.pxi"

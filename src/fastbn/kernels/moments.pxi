@@ -61,7 +61,7 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
         run = at // block.length if block.runs > 1 else 0
         probes[k] = one_of_each(job, channel, channels, block.run + run,
                                 block.offset + at - run * block.length, m.probes[k])
-    for i in range(steps(channels, WIDTH)):
+    for i in range(ceil_div(channels, WIDTH)):
         c = i * WIDTH
         n = channels - c
         for k in range(PROBES):
@@ -246,7 +246,7 @@ cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
         n = <double>count_in_segment(job, segment)
         merge(c1 - c0, count, mean + c0, m2 + c0, n, job.partial[0] + at, job.partial[1] + at)
         count += n
-    for i in range(steps(c1 - c0, COLUMNS)):
+    for i in range(ceil_div(c1 - c0, COLUMNS)):
         some = minimum(COLUMNS, c1 - c0 - i * COLUMNS)
         load_origins(job, c0 + i * COLUMNS, some, origin)
         for c in range(some):
@@ -282,7 +282,7 @@ cdef void update_running(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept 
     cdef double freedom = <double>count_per_channel(job) - 1.0
     cdef Py_ssize_t i, k, c, n
     cdef fp_state saved = fp_enter()
-    for k in range(steps(c1 - c0, COLUMNS)):
+    for k in range(ceil_div(c1 - c0, COLUMNS)):
         c = c0 + k * COLUMNS
         n = minimum(COLUMNS, c1 - c)
         if job.running_mean != NULL:

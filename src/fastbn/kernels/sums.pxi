@@ -298,7 +298,7 @@ cdef void reduce_odd_group(const Matrix* x, const Matrix* dy, Columns* columns, 
     cdef Py_ssize_t k, j
     cdef bint gathered = jumps(x, row, rows) or (gradient and jumps(dy, row, rows))
     g.weighted = False
-    for k in range(steps(x.columns, WIDTH)):
+    for k in range(ceil_div(x.columns, WIDTH)):
         j = k * WIDTH
         load_columns(columns, first + j, gradient, &g)
         if gathered or x.columns - j < WIDTH:
@@ -412,7 +412,7 @@ cdef inline void reduce_matrix(const Matrix* x, const Matrix* dy, Columns* colum
     if tuning.rowwise and fits_registers(x, dy, gradient):
         reduce_rowwise_matrix(x, dy, columns, first, gradient)
         return
-    for k in range(steps(x.rows, chunk)):
+    for k in range(ceil_div(x.rows, chunk)):
         row = k * chunk
         rows = minimum(chunk, x.rows - row)
         groups = rows // group
@@ -423,7 +423,7 @@ cdef inline void reduce_matrix(const Matrix* x, const Matrix* dy, Columns* colum
             reduce_whole_groups(x, dy, columns, first, row, groups, tuning.ahead, False, gradient)
         else:
             reduce_whole_groups(x, dy, columns, first, row, groups, tuning.ahead, True, gradient)
-        for i in range(groups, steps(rows, group)):
+        for i in range(groups, ceil_div(rows, group)):
             reduce_odd_group(x, dy, columns, first, row + i * group,
                              minimum(group, rows - i * group), gradient)
 
@@ -453,7 +453,7 @@ cdef inline void reduce_chunk(const elem* x, const elem* dy, Features features, 
             load_sums(columns, first + j, &sums)
         reduce_row_groups(&g, groups, ahead if j % LINE == 0 else 0, small, gradient, &sums)
         if left:
-            flush_to_f64(&sums, last_tree(&g, steps(left, RUN_COLUMNS), left - j, gradient))
+            flush_to_f64(&sums, last_tree(&g, ceil_div(left, RUN_COLUMNS), left - j, gradient))
         store_sums(&sums, first + j, columns)
 
 
@@ -594,7 +594,7 @@ cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* colu
     if gathered:
         tuning.ahead = 0
         tuning.rowwise = False
-    for i in range(steps(block.runs, at_once)):
+    for i in range(ceil_div(block.runs, at_once)):
         run = block.run + i * at_once
         runs = minimum(at_once, block.run + block.runs - run)
         x, dy = element(job, &job.x, 0, run, 0), element(job, other, 0, run, 0)
@@ -682,7 +682,7 @@ cdef inline void broadcast_columns(real* columns, const real* values, Py_ssize_t
         memcpy(columns, values, channels * sizeof(real))
     else:
         for c in range(channels):
-            for j in range(steps(width, WIDTH)):
+            for j in range(ceil_div(width, WIDTH)):
                 store_real(columns + c * width + j * WIDTH, set1(values[c]))
     while filled < period + PADDING:
         n = minimum(filled, period + PADDING - filled)
