@@ -70,7 +70,7 @@ cdef inline lanes silu(lanes z) noexcept nogil:
 
 
 cdef inline lanes silu_slope(lanes z) noexcept nogil:
-    # s + z * s * (1 - s) for the sigmoid s; of -z it is what that of z kernels of 1.
+    # s + z * s * (1 - s) for the sigmoid s; that of -z is 1 minus that of z.
     cdef lanes m = neg_abs_clamped(z)
     cdef lanes e = exponential(m)
     cdef lanes rest = set1(1) / (set1(1) + e)

@@ -20,14 +20,14 @@ cdef enum:
     STREAMING = 16
 
 cdef enum:
-    CYCLE = 4           # the coefficients of so many columns stay in registers
+    TABLE_REGISTERS = 4         # the coefficients of so many columns stay in registers
     LONG_RUN = 32       # registers: a first one that is a part does not count
 
 cdef struct CoefficientTable:
     # The coefficients of columns, once around and WIDTH further.
-    const real* first
+    const real* start
     Py_ssize_t step             # from a kind of coefficient to the next
-    Py_ssize_t period
+    Py_ssize_t length           # columns
 
 cdef struct CoefficientStorage:
     # What the table of a tile is filled with.
@@ -96,9 +96,9 @@ cdef inline Py_ssize_t find_lines(Pointers* p, Py_ssize_t n) noexcept nogil:
     # Of n elements. Only whole lines are streamed: what is written in two parts, or in
     # two ways, has to be read first. Returns how many elements go before the first that a
     # register may be streamed to.
-    cdef Py_ssize_t preactivation = minimum(n, to_line(p.out))
-    p.lines = p.out + preactivation
-    p.lines_end = p.lines + (n - preactivation) // LINE * LINE
+    cdef Py_ssize_t before = minimum(n, to_line(p.out))
+    p.lines = p.out + before
+    p.lines_end = p.lines + (n - before) // LINE * LINE
     return minimum(n, to_alignment(p.out))
 
 
@@ -110,12 +110,12 @@ cdef inline bint needs(int which, int variant) noexcept nogil:
     return which != SLOPE or variant & GRADIENT
 
 
-cdef inline Py_ssize_t period_of(Py_ssize_t columns) noexcept nogil:
-    # A whole number of registers, if CYCLE or one less will do.
-    if CYCLE * WIDTH % columns == 0:
-        return CYCLE * WIDTH
-    if (CYCLE - 1) * WIDTH % columns == 0:
-        return (CYCLE - 1) * WIDTH
+cdef inline Py_ssize_t table_length(Py_ssize_t columns) noexcept nogil:
+    # A whole number of registers, if TABLE_REGISTERS or one less will do.
+    if TABLE_REGISTERS * WIDTH % columns == 0:
+        return TABLE_REGISTERS * WIDTH
+    if (TABLE_REGISTERS - 1) * WIDTH % columns == 0:
+        return (TABLE_REGISTERS - 1) * WIDTH
     return columns * ceil_div(WIDTH, columns)
 
 
@@ -135,18 +135,18 @@ cdef inline void fill_table(const Job* job, Py_ssize_t channel, Py_ssize_t chann
     cdef int which
     if by_lines(variant) and (n >= LONG_RUN * WIDTH or out.middle == n):
         lead = -to_alignment(element(job, out, channel, 0, 0)) & (WIDTH - 1)
-    table.first, table.step = &storage.row[0][lead], COLUMNS + PADDING + PADDING
-    table.period = period_of(n)
+    table.start, table.step = &storage.row[0][lead], COLUMNS + PADDING + PADDING
+    table.length = table_length(n)
     for which in range(COEFFICIENT_KINDS):
         if needs(which, variant):
             broadcast_columns(&storage.row[which][lead], coefficient(job, which) + channel,
-                              channels, width, table.period)
+                              channels, width, table.length)
 
 
 cdef inline Coefficients coefficients_at(const CoefficientTable* table, Py_ssize_t column,
                                          int variant) noexcept nogil:
     cdef Coefficients coef
-    cdef const real* first = table.first + column
+    cdef const real* first = table.start + column
     coef.pow2_scale = load_real(first + POW2_SCALE * table.step)
     coef.pivot = load_real(first + PIVOT * table.step)
     coef.scale = load_real(first + SCALE * table.step)
@@ -190,24 +190,24 @@ cdef inline Coefficients coefficients_of_two(const Coefficients* coef, const Coe
 # ---- elements --------------------------------------------------------------------
 
 cdef inline Vectors load_vectors(const Pointers* p, Py_ssize_t i, int variant) noexcept nogil:
-    cdef Vectors some
-    some.x = some.dy = some.residual = load(p.x + i)
+    cdef Vectors vectors
+    vectors.x = vectors.dy = vectors.residual = load(p.x + i)
     if reads_dy(variant):
-        some.dy = load(p.dy + i)
+        vectors.dy = load(p.dy + i)
     if reads_residual(p.activation, variant):
-        some.residual = load(p.residual + i)
-    return some
+        vectors.residual = load(p.residual + i)
+    return vectors
 
 
 cdef inline Vectors load_n_vectors(const Pointers* p, Py_ssize_t i, Py_ssize_t n,
                                    int variant) noexcept nogil:
-    cdef Vectors some
-    some.x = some.dy = some.residual = load_n_or(p.x + i, n, set1(0))
+    cdef Vectors vectors
+    vectors.x = vectors.dy = vectors.residual = load_n_or(p.x + i, n, set1(0))
     if reads_dy(variant):
-        some.dy = load_n_or(p.dy + i, n, set1(0))
+        vectors.dy = load_n_or(p.dy + i, n, set1(0))
     if reads_residual(p.activation, variant):
-        some.residual = load_n_or(p.residual + i, n, set1(0))
-    return some
+        vectors.residual = load_n_or(p.residual + i, n, set1(0))
+    return vectors
 
 
 cdef inline void store_vector(const Pointers* p, Py_ssize_t i, lanes v, int variant) noexcept nogil:
@@ -218,30 +218,30 @@ cdef inline void store_vector(const Pointers* p, Py_ssize_t i, lanes v, int vari
         store(out, v)
 
 
-cdef inline void prefetch_next(const Pointers* p, Py_ssize_t i, ptrdiff_t ahead,
+cdef inline void prefetch_next(const Pointers* p, Py_ssize_t i, ptrdiff_t to_next,
                                int variant) noexcept nogil:
     # While memory is written, it can read what is needed next. 0: nothing is.
-    if ahead == 0:
+    if to_next == 0:
         return
-    prefetch(p.x + i, ahead)
+    prefetch(p.x + i, to_next)
     if reads_dy(variant):
-        prefetch(p.dy + i, ahead)
+        prefetch(p.dy + i, to_next)
     if reads_residual(p.activation, variant):
-        prefetch(p.residual + i, ahead)
+        prefetch(p.residual + i, to_next)
 
 
 cdef inline lanes center(const Coefficients* coef, lanes x, int variant) noexcept nogil:
     return (x * coef.pow2_scale if variant & POW2_SCALED else x) - coef.pivot
 
 
-cdef inline lanes finish(const Activation* a, lanes z, const Vectors* some,
+cdef inline lanes finish(const Activation* a, lanes z, const Vectors* vectors,
                          int variant) noexcept nogil:
     # What is written for a normalised z.
     if is_plain(variant):
         return z
     if a.adds:
-        z = z + some.residual
-    return activation_grad(a, z, some.dy) if variant & DZ else activate(a, z)
+        z = z + vectors.residual
+    return activation_grad(a, z, vectors.dy) if variant & DZ else activate(a, z)
 
 
 cdef inline lanes backward(const Coefficients* coef, lanes d, lanes dz, int variant) noexcept nogil:
@@ -249,28 +249,28 @@ cdef inline lanes backward(const Coefficients* coef, lanes d, lanes dz, int vari
     return dx * coef.pow2_scale if variant & POW2_SCALED else dx
 
 
-cdef inline lanes fused_backward(const Coefficients* coef, const Activation* a, const Vectors* some,
-                                 int variant) noexcept nogil:
-    cdef lanes x = leaky_inverse(a, some.x) if a.inverted else some.x
+cdef inline lanes fused_backward(const Coefficients* coef, const Activation* a,
+                                 const Vectors* vectors, int variant) noexcept nogil:
+    cdef lanes x = leaky_inverse(a, vectors.x) if a.inverted else vectors.x
     cdef lanes d = center(coef, x, variant)
-    cdef lanes dz = activation_grad_outlined(a,
-                                             some.x if a.inverted else d * coef.scale + coef.offset,
-                                             some.dy)
+    cdef lanes z = vectors.x if a.inverted else d * coef.scale + coef.offset
+    cdef lanes dz = activation_grad_outlined(a, z, vectors.dy)
     if not a.frozen:
         return backward(coef, d, dz, variant)
     return dz * coef.scale * coef.pow2_scale if variant & POW2_SCALED else dz * coef.scale
 
 
-cdef inline lanes value(const Coefficients* coef, const Activation* a, const Vectors* some,
+cdef inline lanes value(const Coefficients* coef, const Activation* a, const Vectors* vectors,
                         int variant) noexcept nogil:
     if variant & GRADIENT and variant & FUSED:
-        return fused_backward(coef, a, some, variant)
+        return fused_backward(coef, a, vectors, variant)
     if variant & GRADIENT:
-        return backward(coef, center(coef, some.x, variant), some.dy, variant)
-    return finish(a, center(coef, some.x, variant) * coef.scale + coef.shift, some, variant)
+        return backward(coef, center(coef, vectors.x, variant), vectors.dy, variant)
+    return finish(a, center(coef, vectors.x, variant) * coef.scale + coef.shift, vectors,
+                  variant)
 
 
 cdef inline lanes value_at(const Coefficients* coef, const Pointers* p, Py_ssize_t i,
                            int variant) noexcept nogil:
-    cdef Vectors some = load_vectors(p, i, variant)
-    return value(coef, p.activation, &some, variant)
+    cdef Vectors vectors = load_vectors(p, i, variant)
+    return value(coef, p.activation, &vectors, variant)

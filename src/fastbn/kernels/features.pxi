@@ -22,7 +22,7 @@ cdef struct FeatureRow:
     # A channel, and what it is written with.
     Pointers place
     Coefficients coef
-    ptrdiff_t x_ahead, dy_ahead
+    ptrdiff_t x_to_next, dy_to_next
 
 
 cdef inline ptrdiff_t to_next_tile(const Job* job, const Operand* operand) noexcept nogil:
@@ -31,29 +31,30 @@ cdef inline ptrdiff_t to_next_tile(const Job* job, const Operand* operand) noexc
 
 # ---- forward ---------------------------------------------------------------------
 
-cdef inline lanes with_feature(const Coefficients* coef, const Activation* a, const Vectors* some,
-                               lanes weight, lanes bias, int variant) noexcept nogil:
-    cdef lanes z = (center(coef, some.x, variant) * coef.scale + coef.shift) * weight + bias
-    return finish(a, z, some, variant)
+cdef inline lanes with_feature(const Coefficients* coef, const Activation* a,
+                               const Vectors* vectors, lanes weight, lanes bias,
+                               int variant) noexcept nogil:
+    cdef lanes z = (center(coef, vectors.x, variant) * coef.scale + coef.shift) * weight + bias
+    return finish(a, z, vectors, variant)
 
 
 cdef inline void write_channel(Pointers* p, Py_ssize_t n, const Coefficients* coef,
-                               Features features, ptrdiff_t ahead, int variant) noexcept nogil:
+                               Features features, ptrdiff_t to_next, int variant) noexcept nogil:
     # n neighbouring elements of one channel.
     cdef Py_ssize_t i = 0, some = find_lines(p, n) if variant & STREAMING else 0
-    cdef Vectors these
+    cdef Vectors vectors
     cdef lanes y
     while True:
         if some:
-            these = load_n_vectors(p, i, some, variant)
-            y = with_feature(coef, p.activation, &these, load_real_n(features.weight + i, some),
+            vectors = load_n_vectors(p, i, some, variant)
+            y = with_feature(coef, p.activation, &vectors, load_real_n(features.weight + i, some),
                              load_real_n(features.bias + i, some), variant)
             store_n(p.out + i, y, some)
             i += some
         while i + WIDTH <= n:
-            prefetch_next(p, i, ahead, variant)
-            these = load_vectors(p, i, variant)
-            y = with_feature(coef, p.activation, &these, load_real(features.weight + i),
+            prefetch_next(p, i, to_next, variant)
+            vectors = load_vectors(p, i, variant)
+            y = with_feature(coef, p.activation, &vectors, load_real(features.weight + i),
                              load_real(features.bias + i), variant)
             store_vector(p, i, y, variant)
             i += WIDTH
@@ -65,7 +66,7 @@ cdef inline void write_channel(Pointers* p, Py_ssize_t n, const Coefficients* co
 cdef inline void write_channels(const Job* job, const Activation* a, Py_ssize_t channel,
                                 Py_ssize_t channels, Py_ssize_t b0, Py_ssize_t b1,
                                 int variant) noexcept nogil:
-    cdef ptrdiff_t ahead = to_next_tile(job, &job.x)
+    cdef ptrdiff_t to_next = to_next_tile(job, &job.x)
     cdef Py_ssize_t c, b
     cdef Block block
     cdef Pointers p
@@ -75,7 +76,8 @@ cdef inline void write_channels(const Job* job, const Activation* a, Py_ssize_t 
         for c in range(channel, channel + channels):
             coef = coefficients_of(job, c, variant)
             p = pointers_at(job, a, c, 0, block.offset, variant)
-            write_channel(&p, block.length, &coef, features_from(job, block.offset), ahead, variant)
+            write_channel(&p, block.length, &coef, features_from(job, block.offset), to_next,
+                          variant)
 
 
 # ---- backward --------------------------------------------------------------------
@@ -89,26 +91,27 @@ cdef inline FeatureRow row_of(const Job* job, const Activation* a, Py_ssize_t ch
         find_lines(&row.place, n)
     row.coef = coefficients_of(job, channel, variant)
     row.coef.offset = set1(coefficient(job, OFFSET)[channel])
-    row.x_ahead = to_next_tile(job, &job.x)
-    row.dy_ahead = to_next_tile(job, &job.dy)
+    row.x_to_next = to_next_tile(job, &job.x)
+    row.dy_to_next = to_next_tile(job, &job.dy)
     return row
 
 
-cdef inline Pair feature_term(const FeatureRow* row, Py_ssize_t j, Py_ssize_t some, lanes weight,
-                              lanes bias, lanes* dx, bint whole, int variant) noexcept nogil:
+cdef inline RealSums feature_term(const FeatureRow* row, Py_ssize_t j, Py_ssize_t some,
+                                  lanes weight, lanes bias, lanes* dx, bint whole,
+                                  int variant) noexcept nogil:
     # dx of a register of features, and its terms of the gradients: dz and dz * xhat.
     cdef const Pointers* p = &row.place
-    cdef Vectors these = (load_vectors(p, j, variant) if whole
-                          else load_n_vectors(p, j, some, variant))
+    cdef Vectors vectors = (load_vectors(p, j, variant) if whole
+                            else load_n_vectors(p, j, some, variant))
     cdef lanes d, xhat
-    cdef Pair t
-    if whole and row.x_ahead:
-        prefetch(p.x + j, row.x_ahead)
-        prefetch(p.dy + j, row.dy_ahead)
-    d = center(&row.coef, these.x, variant)
+    cdef RealSums t
+    if whole and row.x_to_next:
+        prefetch(p.x + j, row.x_to_next)
+        prefetch(p.dy + j, row.dy_to_next)
+    d = center(&row.coef, vectors.x, variant)
     xhat = d * row.coef.scale + row.coef.offset
     t.s = activation_grad_outlined(p.activation, xhat * weight + bias,
-                                   these.dy) if variant & FUSED else these.dy
+                                   vectors.dy) if variant & FUSED else vectors.dy
     t.q = t.s * xhat
     dx[0] = backward(&row.coef, d, t.s * weight, variant)
     return t
@@ -131,12 +134,12 @@ cdef inline void backward_vector(const FeatureRow* a, const FeatureRow* b, Featu
     cdef lanes weight = load_real(weights) if whole else load_real_n(weights, some)
     cdef lanes bias = weight
     cdef lanes dx_a, dx_b
-    cdef Pair t
+    cdef RealSums t
     if variant & FUSED:
         bias = load_real(features.bias + j) if whole else load_real_n(features.bias + j, some)
     t = feature_term(a, j, some, weight, bias, &dx_a, whole, variant)
     if b != NULL:
-        t = add_pairs(t, feature_term(b, j, some, weight, bias, &dx_b, whole, variant))
+        t = add_sums(t, feature_term(b, j, some, weight, bias, &dx_b, whole, variant))
         write_dx(&b.place, j, dx_b, some, whole, variant)
     write_dx(&a.place, j, dx_a, some, whole, variant)
     if not first:

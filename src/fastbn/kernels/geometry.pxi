@@ -24,9 +24,9 @@ cdef struct Matrix:
     Py_ssize_t rows
     Py_ssize_t columns
     Py_ssize_t step             # from a row to the next
-    Py_ssize_t jump             # added where the row index passes a multiple of
-    Py_ssize_t period           # `period`, `first` rows having gone before
-    Py_ssize_t first
+    Py_ssize_t jump             # added after each ...
+    Py_ssize_t jump_rows        # ... of so many rows, of which
+    Py_ssize_t rows_before      # so many precede the first
 
 cdef struct Features:
     # Of the elements from some place on; NULL: there are none.
@@ -100,9 +100,9 @@ cdef inline Matrix short_matrix(const Job* job, const Operand* operand, const Bl
     m.rows = block.runs
     m.columns = channels * block.length
     m.step = operand.middle
-    m.period = job.view.middle
-    m.jump = operand.outer - m.period * m.step
-    m.first = block.run % m.period
+    m.jump_rows = job.view.middle
+    m.jump = operand.outer - m.jump_rows * m.step
+    m.rows_before = block.run % m.jump_rows
     return m
 
 
@@ -113,14 +113,14 @@ cdef inline Matrix long_matrix(const Job* job, const Operand* operand, const Blo
     m.rows = block.length // RUN_COLUMNS
     m.columns = RUN_COLUMNS
     m.step = RUN_COLUMNS
-    m.period = 1
+    m.jump_rows = 1
     m.jump = 0
-    m.first = 0
+    m.rows_before = 0
     return m
 
 
 cdef inline Matrix remainder_matrix(Matrix m, Py_ssize_t length) noexcept nogil:
-    # What a long matrix kernels of its run: less than a row.
+    # What a long matrix leaves of its run: less than a row.
     m.data += m.rows * m.step
     m.columns = length - m.rows * m.step
     m.rows = 1 if m.columns else 0
@@ -133,9 +133,9 @@ cdef inline Matrix pixel_matrix(const Job* job, elem* data, Py_ssize_t runs) noe
     m.rows = runs // PIXELS
     m.columns = PIXELS * job.view.channels
     m.step = m.columns
-    m.period = 1
+    m.jump_rows = 1
     m.jump = 0
-    m.first = 0
+    m.rows_before = 0
     return m
 
 
@@ -152,13 +152,13 @@ cdef inline bint gapless(const Matrix* m) noexcept nogil:
 
 cdef inline bint jumps(const Matrix* m, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
     # Is the step from row to row not constant within [row, row + rows)?
-    return m.jump != 0 and (m.first + row) % m.period + rows > m.period
+    return m.jump != 0 and (m.rows_before + row) % m.jump_rows + rows > m.jump_rows
 
 
 cdef inline elem* row_at(const Matrix* m, Py_ssize_t row) noexcept nogil:
     if m.jump == 0:
         return m.data + row * m.step
-    return m.data + row * m.step + (m.first + row) // m.period * m.jump
+    return m.data + row * m.step + (m.rows_before + row) // m.jump_rows * m.jump
 
 
 cdef inline Features no_features() noexcept nogil:

@@ -101,8 +101,7 @@ cdef void unusual_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
 
 
 cdef inline const double* parameter(const Job* job, const double* vector, double without,
-                                    Py_ssize_t c0, Py_ssize_t n,
-                                    double* scratch) noexcept nogil:
+                                    Py_ssize_t c0, Py_ssize_t n, double* scratch) noexcept nogil:
     # Of n channels. A loop that has to ask whether there is one would not become vectors.
     cdef Py_ssize_t i
     if vector != NULL and not job.view.features:
@@ -112,7 +111,7 @@ cdef inline const double* parameter(const Job* job, const double* vector, double
     return scratch
 
 
-cdef inline void some_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
+cdef inline void channel_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
     # For n channels as if they were usual, in loops that become vectors, and
     # again for those that are not. The pivot is the mean as `real` has it; the
     # rest of the mean goes into the shift.
@@ -152,16 +151,16 @@ cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept no
     cdef fp_state saved = fp_enter()
     for i in range(ceil_div(c1 - c0, COLUMNS)):
         c = c0 + i * COLUMNS
-        some_coefficients(job, c, minimum(COLUMNS, c1 - c))
+        channel_coefficients(job, c, minimum(COLUMNS, c1 - c))
     wrap(job, c0, c1)
     fp_leave(saved)
 
 
 cdef inline void broadcast_coefficients(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
-                                        int gradient, Columns* columns) noexcept nogil:
+                                        int terms, Columns* columns) noexcept nogil:
     broadcast_channels(job, columns.pow2_scale, coefficient(job, POW2_SCALE) + channel, channels)
     broadcast_channels(job, columns.pivot, coefficient(job, PIVOT) + channel, channels)
-    if gradient == ACTIVATED:
+    if terms == ACTIVATED:
         broadcast_channels(job, columns.scale, coefficient(job, SCALE) + channel, channels)
         broadcast_channels(job, columns.shift, coefficient(job, SHIFT) + channel, channels)
         columns.activation = activation_of(job)
@@ -170,16 +169,16 @@ cdef inline void broadcast_coefficients(const Job* job, Py_ssize_t channel, Py_s
 cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t channel,
                              Columns* columns, double* s, double* q) noexcept nogil:
     # One channel of a block in float64.
-    cdef int gradient = ACTIVATED if job.fused else GRADIENTS
+    cdef int terms = ACTIVATED if job.fused else GRADIENTS
     cdef Columns own
     cdef WideColumns wide
     cdef Py_ssize_t j, width = columns_per_channel(job)
-    broadcast_coefficients(job, channel, 1, gradient, &own)
+    broadcast_coefficients(job, channel, 1, terms, &own)
     wide.own = &own
     for j in range(width):
         wide.pow2_scale[j] = own.pow2_scale[j]
         wide.pivot[j] = own.pivot[j]
-    reduce_block(job, block, channel, 1, &wide, columns, gradient)
+    reduce_block(job, block, channel, 1, &wide, columns, terms)
     reduce_columns(columns, 1, width, s, q)
 
 
@@ -189,7 +188,7 @@ cdef inline bint not_finite(double s, double q) noexcept nogil:
 
 cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
                                    Columns* columns, double* s, double* q,
-                                   int gradient) noexcept nogil:
+                                   int terms) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
     cdef double* s_sum = job.partial[0] + segment * job.view.channels + channel
@@ -202,7 +201,7 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
-        reduce_block(job, &block, channel, channels, NULL, columns, gradient)
+        reduce_block(job, &block, channel, channels, NULL, columns, terms)
         reduce_channels(job, columns, channels, s, q)
         infinite = 0
         for c in range(channels):
@@ -218,16 +217,16 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
 
 
 cdef inline void sum_gradients(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t s0,
-                               Py_ssize_t s1, int gradient) noexcept nogil:
+                               Py_ssize_t s1, int terms) noexcept nogil:
     cdef Columns columns
     cdef double s[COLUMNS]
     cdef double q[COLUMNS]
     cdef Py_ssize_t tile, segment
     for tile in range(t0, t1):
-        broadcast_coefficients(job, first_channel(job, tile), count_channels(job, tile), gradient,
+        broadcast_coefficients(job, first_channel(job, tile), count_channels(job, tile), terms,
                                &columns)
         for segment in range(s0, s1):
-            segment_gradients(job, tile, segment, &columns, s, q, gradient)
+            segment_gradients(job, tile, segment, &columns, s, q, terms)
 
 
 cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
@@ -253,8 +252,7 @@ cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
 # Below, names of their own for vectors: through `job`, the compiler would have to
 # read each pointer again after every store, and could not use vectors.
 
-cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
-                                       Py_ssize_t n) noexcept nogil:
+cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
     # dx = dy * scale - (d * slope + shift), for n channels
     cdef double scratch[COLUMNS]
     cdef const double* weight = parameter(job, job.weight, 1.0, c0, n, scratch)
@@ -262,13 +260,13 @@ cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
     cdef const double* dweight = job.dweight + c0
     cdef real* slope = coefficient(job, SLOPE) + c0
     cdef real* shift = coefficient(job, SHIFT) + c0
-    cdef double share = 1.0 / <double>count_per_channel(job)
+    cdef double inverse_count = 1.0 / <double>count_per_channel(job)
     cdef Py_ssize_t i
     for i in range(n):
-        slope[i] = as_real(weight[i] * dweight[i] * share
+        slope[i] = as_real(weight[i] * dweight[i] * inverse_count
                            * scaled_invstd(job, c0 + i) * scaled_invstd(job, c0 + i))
     for i in range(n):
-        shift[i] = as_real(weight[i] * share * scaled_invstd(job, c0 + i) * (
+        shift[i] = as_real(weight[i] * inverse_count * scaled_invstd(job, c0 + i) * (
             dbias[i] + rest_of_mean(job, c0 + i) * dweight[i] * scaled_invstd(job, c0 + i)))
     if not job.centred:
         memset(shift, 0, n * sizeof(real))
@@ -277,7 +275,7 @@ cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
 cdef void group_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # The same for sums over all channels of a group.
     cdef Py_ssize_t c, g
-    cdef double s, q, invstd, share = 1.0 / <double>(count_per_channel(job) * job.group)
+    cdef double s, q, invstd, inverse_count = 1.0 / <double>(count_per_channel(job) * job.group)
     for g in range(c0 // job.group, c1 // job.group):
         s = q = 0.0
         for c in range(g * job.group, (g + 1) * job.group):
@@ -285,9 +283,9 @@ cdef void group_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexc
             q += weight_of(job, c) * job.dweight[c]
         for c in range(g * job.group, (g + 1) * job.group):
             invstd = scaled_invstd(job, c)
-            coefficient(job, SLOPE)[c] = as_real(q * share * invstd * invstd)
+            coefficient(job, SLOPE)[c] = as_real(q * inverse_count * invstd * invstd)
             coefficient(job, SHIFT)[c] = as_real(
-                share * invstd * (s + rest_of_mean(job, c) * q * invstd))
+                inverse_count * invstd * (s + rest_of_mean(job, c) * q * invstd))
 
 
 cdef inline void frozen_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:

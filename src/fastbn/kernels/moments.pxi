@@ -238,7 +238,7 @@ cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
     cdef double origin[COLUMNS]
     cdef double* mean = job.mean
     cdef double* m2 = job.m2
-    cdef Py_ssize_t segment, at, i, c, some
+    cdef Py_ssize_t segment, at, i, c, n_channels
     cdef double count = 0.0, n
     cdef fp_state saved = fp_enter()
     for segment in range(job.plan.segments):
@@ -247,9 +247,9 @@ cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept n
         merge(c1 - c0, count, mean + c0, m2 + c0, n, job.partial[0] + at, job.partial[1] + at)
         count += n
     for i in range(ceil_div(c1 - c0, COLUMNS)):
-        some = minimum(COLUMNS, c1 - c0 - i * COLUMNS)
-        load_origins(job, c0 + i * COLUMNS, some, origin)
-        for c in range(some):
+        n_channels = minimum(COLUMNS, c1 - c0 - i * COLUMNS)
+        load_origins(job, c0 + i * COLUMNS, n_channels, origin)
+        for c in range(n_channels):
             mean[c0 + i * COLUMNS + c] += origin[c]
     if job.var != NULL:
         for c in range(c0, c1):

@@ -297,8 +297,8 @@ static inline void flush_stream(void) { }
 #endif
 
 /* A hint: the line of memory at p, which may lie past the array. */
-static inline void prefetch(const elem *p, ptrdiff_t ahead)
-{ __builtin_prefetch((const char *)((uintptr_t)p + (uintptr_t)(ahead * (ptrdiff_t)sizeof(elem))), 0, 2); }
+static inline void prefetch(const elem *p, ptrdiff_t distance)
+{ __builtin_prefetch((const char *)((uintptr_t)p + (uintptr_t)(distance * (ptrdiff_t)sizeof(elem))), 0, 2); }
 
 /* How many elements from p to the next address a streaming store accepts. */
 static inline ptrdiff_t to_alignment(const elem *p)
@@ -376,7 +376,7 @@ static inline wides widen(lanes v, int half)
 
 /* ((a + b) + (c + d)) + ((e + f) + (g + h)) of eight numbers in a row of registers. */
 #if VECTOR_BYTES >= 32
-static inline double tree_of_eight(const wides *v)
+static inline double sum_of_eight(const wides *v)
 {
 #if VECTOR_BYTES == 64
     __m256d first = _mm512_castpd512_pd256((__m512d)v[0]);
@@ -389,7 +389,7 @@ static inline double tree_of_eight(const wides *v)
     return fours[0] + fours[1];
 }
 #else
-static inline double tree_of_eight(const wides *v)
+static inline double sum_of_eight(const wides *v)
 {
     return ((v[0][0] + v[0][1]) + (v[1][0] + v[1][1])) + ((v[2][0] + v[2][1]) + (v[3][0] + v[3][1]));
 }
@@ -455,7 +455,7 @@ enum { FAR = 750, TERMS = 11 };
 #define LOG2_E 0x1.71547652b82fep+0
 #define LOG_2 0x1.62e42feep-1
 #define REST_OF_LOG_2 0x1.a39ef35793c76p-33
-#define WHOLE_NUMBERS 0x1.8p52      /* added to a number, kernels no place for a fraction */
+#define WHOLE_NUMBERS 0x1.8p52      /* added to a number, leaves no place for a fraction */
 #define EXPONENT_BIAS 1023
 #define FRACTION_BITS 52
 static const real POLYNOMIAL[12] = {

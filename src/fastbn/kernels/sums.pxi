@@ -54,11 +54,11 @@ cdef struct RowGroup:
     lanes shift
     const Activation* activation
 
-cdef struct Pair:
+cdef struct RealSums:
     lanes s
     lanes q
 
-cdef struct Sums:
+cdef struct WideSums:
     # The float64 sums of one register of columns.
     wides s[HALVES]
     wides q[HALVES]
@@ -73,23 +73,23 @@ cdef inline lanes preactivation(const RowGroup* g, Py_ssize_t row, lanes d) noex
     return z
 
 
-cdef inline Pair term(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
-                      int gradient) noexcept nogil:
+cdef inline RealSums term(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
+                          int terms) noexcept nogil:
     # WHOLE, or the last row of a run: `left` elements from row 0 on are the run's,
     # and columns past them get terms of 0. In trees, too, it is the last row.
-    cdef Pair t
+    cdef RealSums t
     cdef lanes d, z, number
     cdef const elem* x = g.x + row * g.x_step
     cdef const elem* dy = g.dy + row * g.dy_step
     cdef Py_ssize_t n = maximum(0, minimum(WIDTH, left - row * RUN_COLUMNS))
-    number = load(x) if left == WHOLE else load_n_or(x, n, set1(0) if gradient else g.pivot)
-    if gradient:
+    number = load(x) if left == WHOLE else load_n_or(x, n, set1(0) if terms else g.pivot)
+    if terms:
         t.s = force_register(load(dy)) if left == WHOLE else load_n_or(dy, n, set1(0))
         z = number
-        if gradient == ACTIVATED and g.activation.inverted:
+        if terms == ACTIVATED and g.activation.inverted:
             number = leaky_inverse(g.activation, number)
         d = number * g.pow2_scale - g.pivot
-        if gradient == ACTIVATED:
+        if terms == ACTIVATED:
             t.s = activation_grad_outlined(g.activation,
                                            z if g.activation.inverted else preactivation(g, row, d),
                                            t.s)
@@ -102,66 +102,66 @@ cdef inline Pair term(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
     return t
 
 
-cdef inline Pair add_pairs(Pair a, Pair b) noexcept nogil:
-    cdef Pair t
+cdef inline RealSums add_sums(RealSums a, RealSums b) noexcept nogil:
+    cdef RealSums t
     t.s = a.s + b.s
     t.q = add(a.q, b.q)
     return t
 
 
-cdef inline Pair tree2(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
-                       int gradient) noexcept nogil:
-    return add_pairs(term(g, row, WHOLE, gradient), term(g, row + 1, left, gradient))
+cdef inline RealSums sum_2_rows(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
+                                int terms) noexcept nogil:
+    return add_sums(term(g, row, WHOLE, terms), term(g, row + 1, left, terms))
 
 
-cdef inline Pair tree4(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
-                       int gradient) noexcept nogil:
-    return add_pairs(tree2(g, row, WHOLE, gradient), tree2(g, row + 2, left, gradient))
+cdef inline RealSums sum_4_rows(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
+                                int terms) noexcept nogil:
+    return add_sums(sum_2_rows(g, row, WHOLE, terms), sum_2_rows(g, row + 2, left, terms))
 
 
-cdef inline Pair tree8(const RowGroup* g, Py_ssize_t left, int gradient) noexcept nogil:
-    return add_pairs(tree4(g, 0, WHOLE, gradient), tree4(g, 4, left, gradient))
+cdef inline RealSums sum_8_rows(const RowGroup* g, Py_ssize_t left, int terms) noexcept nogil:
+    return add_sums(sum_4_rows(g, 0, WHOLE, terms), sum_4_rows(g, 4, left, terms))
 
 
-cdef inline void flush_to_f64(Sums* sums, Pair t) noexcept nogil:
+cdef inline void flush_to_f64(WideSums* sums, RealSums t) noexcept nogil:
     cdef int half
     for half in range(HALVES):
         sums.s[half] = sums.s[half] + widen(t.s, half)
         sums.q[half] = sums.q[half] + widen(t.q, half)
 
 
-cdef inline Pair last_tree(const RowGroup* g, Py_ssize_t rows, Py_ssize_t left,
-                           int gradient) noexcept nogil:
+cdef inline RealSums sum_last_rows(const RowGroup* g, Py_ssize_t rows, Py_ssize_t left,
+                                   int terms) noexcept nogil:
     # Up to ROWS rows: a tree for each bit of their number, no deeper than a whole one.
     # If there is a part of a row, it is in the last of them.
-    cdef Pair t
+    cdef RealSums t
     if rows == ROWS:
-        return tree8(g, left, gradient)
+        return sum_8_rows(g, left, terms)
     if rows & 3 == 3:
-        t = add_pairs(tree2(g, rows & 4, WHOLE, gradient), term(g, rows & 6, left, gradient))
+        t = add_sums(sum_2_rows(g, rows & 4, WHOLE, terms), term(g, rows & 6, left, terms))
     elif rows & 2:
-        t = tree2(g, rows & 4, left, gradient)
+        t = sum_2_rows(g, rows & 4, left, terms)
     elif rows & 1:
-        t = term(g, rows & 4, left, gradient)
+        t = term(g, rows & 4, left, terms)
     else:
-        return tree4(g, 0, left, gradient)
-    return add_pairs(tree4(g, 0, WHOLE, gradient), t) if rows & 4 else t
+        return sum_4_rows(g, 0, left, terms)
+    return add_sums(sum_4_rows(g, 0, WHOLE, terms), t) if rows & 4 else t
 
 
-cdef inline void load_sums(const Columns* columns, Py_ssize_t at, Sums* sums) noexcept nogil:
+cdef inline void load_sums(const Columns* columns, Py_ssize_t at, WideSums* sums) noexcept nogil:
     cdef Py_ssize_t half
     for half in range(HALVES):
         sums.s[half] = load_wide(columns.s + at + half * WIDE)
         sums.q[half] = load_wide(columns.q + at + half * WIDE)
 
 
-cdef inline void clear_sums(Sums* sums) noexcept nogil:
+cdef inline void clear_sums(WideSums* sums) noexcept nogil:
     cdef int half
     for half in range(HALVES):
         sums.s[half] = sums.q[half] = widen(set1(0), half)
 
 
-cdef inline void store_sums(const Sums* sums, Py_ssize_t at, Columns* columns) noexcept nogil:
+cdef inline void store_sums(const WideSums* sums, Py_ssize_t at, Columns* columns) noexcept nogil:
     cdef Py_ssize_t half
     for half in range(HALVES):
         store_wide(columns.s + at + half * WIDE, sums.s[half])
@@ -178,62 +178,60 @@ cdef inline void gather(const Matrix* m, Py_ssize_t row, Py_ssize_t rows, Py_ssi
 
 
 cdef struct ReduceTuning:
-    Py_ssize_t group        # rows of a tree
-    Py_ssize_t together     # row groups of a register of columns that are summed in one go
+    Py_ssize_t group_rows   # rows of a tree
+    Py_ssize_t at_once      # row groups of a register of columns that are summed in one go
     ptrdiff_t ahead         # row groups to prefetch ahead; 0: none
     bint rowwise            # narrow rows are summed row by row
 
 
-cdef inline ReduceTuning reduce_tuning(const Job* job, Py_ssize_t step,
-                                       int gradient) noexcept nogil:
+cdef inline ReduceTuning reduce_tuning(const Job* job, Py_ssize_t step, int terms) noexcept nogil:
     # For rows so far apart. Far ones share a few sets of the cache, those a multiple of a
     # page apart one: what is read there is soon evicted. docs/performance.md has the figures.
     cdef ReduceTuning tuning
     cdef bint near = step <= NEAR
-    tuning.group = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
-    tuning.together = 4 if near else 2
-    if not near and (gradient or step % PAGE == 0):
-        tuning.together = 1
-    tuning.rowwise = tuning.group == ROWS and (gradient or job.streaming)
+    tuning.group_rows = SMALL_GROUP if count_per_channel(job) <= FEW_VALUES else ROWS
+    tuning.at_once = 4 if near else 2
+    if not near and (terms or step % PAGE == 0):
+        tuning.at_once = 1
+    tuning.rowwise = tuning.group_rows == ROWS and (terms or job.streaming)
     tuning.ahead = 0
-    if tuning.group == ROWS and job.bytes >= <size_t>(
+    if tuning.group_rows == ROWS and job.bytes >= <size_t>(
             LARGE if near and not job.plan.long_runs else VERY_LARGE):
         tuning.ahead = 16 if job.plan.long_runs else 4
     return tuning
 
 
-cdef inline void prefetch_rows(const RowGroup* g, ptrdiff_t groups,
-                               int gradient) noexcept nogil:
+cdef inline void prefetch_rows(const RowGroup* g, ptrdiff_t groups, int terms) noexcept nogil:
     cdef Py_ssize_t row
     for row in range(ROWS):
         prefetch(g.x + row * g.x_step, groups * ROWS * g.x_step)
-        if gradient:
+        if terms:
             prefetch(g.dy + row * g.dy_step, groups * ROWS * g.dy_step)
 
 
-cdef inline void load_columns(const Columns* columns, Py_ssize_t at, int gradient,
+cdef inline void load_columns(const Columns* columns, Py_ssize_t at, int terms,
                               RowGroup* g) noexcept nogil:
     # What a register of columns is read with.
     g.pivot = load_real(columns.pivot + at)
-    if gradient:
+    if terms:
         g.pow2_scale = load_real(columns.pow2_scale + at)
-    if gradient == ACTIVATED:
+    if terms == ACTIVATED:
         g.scale = load_real(columns.scale + at)
         g.shift = load_real(columns.shift + at)
         g.activation = &columns.activation
 
 
 cdef inline void reduce_row_groups(RowGroup* g, Py_ssize_t groups, ptrdiff_t ahead, bint small,
-                                   int gradient, Sums* sums) noexcept nogil:
+                                   int terms, WideSums* sums) noexcept nogil:
     # Whole row groups, one below the other; g is then past them.
     cdef Py_ssize_t i, rows = SMALL_GROUP if small else ROWS
     for i in range(groups):
         if ahead:
-            prefetch_rows(g, ahead, gradient)
+            prefetch_rows(g, ahead, terms)
         if small:
-            flush_to_f64(sums, tree4(g, 0, WHOLE, gradient))
+            flush_to_f64(sums, sum_4_rows(g, 0, WHOLE, terms))
         else:
-            flush_to_f64(sums, tree8(g, WHOLE, gradient))
+            flush_to_f64(sums, sum_8_rows(g, WHOLE, terms))
         g.x += rows * g.x_step
         g.dy += rows * g.dy_step
         if g.weighted:
@@ -242,15 +240,15 @@ cdef inline void reduce_row_groups(RowGroup* g, Py_ssize_t groups, ptrdiff_t ahe
 
 cdef inline void reduce_vector(const Matrix* x, const Matrix* dy, const Columns* columns,
                                Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups, Py_ssize_t j,
-                               ptrdiff_t ahead, bint small, int gradient,
-                               Sums* sums) noexcept nogil:
+                               ptrdiff_t ahead, bint small, int terms,
+                               WideSums* sums) noexcept nogil:
     # Whole row groups of one register of columns, from column j on.
     cdef RowGroup g
     g.weighted = False
     g.x, g.x_step = row_at(x, row) + j, x.step
     g.dy, g.dy_step = row_at(dy, row) + j, dy.step
-    load_columns(columns, first + j, gradient, &g)
-    reduce_row_groups(&g, groups, ahead if j % LINE < WIDTH else 0, small, gradient, sums)
+    load_columns(columns, first + j, terms, &g)
+    reduce_row_groups(&g, groups, ahead if j % LINE < WIDTH else 0, small, terms, sums)
 
 
 cdef inline Py_ssize_t to_first_line(const Matrix* m, Py_ssize_t row) noexcept nogil:
@@ -264,108 +262,107 @@ cdef inline Py_ssize_t to_first_line(const Matrix* m, Py_ssize_t row) noexcept n
 
 cdef inline void reduce_whole_groups(const Matrix* x, const Matrix* dy, Columns* columns,
                                      Py_ssize_t first, Py_ssize_t row, Py_ssize_t groups,
-                                     ptrdiff_t ahead, bint small, int gradient) noexcept nogil:
+                                     ptrdiff_t ahead, bint small, int terms) noexcept nogil:
     # Groups without a jump, of at least one register of columns: the sums stay in
     # registers. The first and the last register may overlap their neighbours; they
     # start from the same sums, and so arrive at the same ones.
     cdef Py_ssize_t j, start = to_first_line(x, row), last = x.columns - WIDTH
-    cdef Sums sums, first_sums, last_sums
+    cdef WideSums sums, first_sums, last_sums
     load_sums(columns, first, &first_sums)
     load_sums(columns, first + last, &last_sums)
     if start:
-        reduce_vector(x, dy, columns, first, row, groups, 0, ahead, small, gradient, &first_sums)
+        reduce_vector(x, dy, columns, first, row, groups, 0, ahead, small, terms, &first_sums)
     j = start
     while j <= last:
         load_sums(columns, first + j, &sums)
-        reduce_vector(x, dy, columns, first, row, groups, j, ahead, small, gradient, &sums)
+        reduce_vector(x, dy, columns, first, row, groups, j, ahead, small, terms, &sums)
         store_sums(&sums, first + j, columns)
         j += WIDTH
     if j < x.columns:
-        reduce_vector(x, dy, columns, first, row, groups, last, ahead, small, gradient, &last_sums)
+        reduce_vector(x, dy, columns, first, row, groups, last, ahead, small, terms, &last_sums)
         store_sums(&last_sums, first + last, columns)
     if start:
         store_sums(&first_sums, first, columns)
 
 
 cdef void reduce_odd_group(const Matrix* x, const Matrix* dy, Columns* columns, Py_ssize_t first,
-                           Py_ssize_t row, Py_ssize_t rows, int gradient) noexcept nogil:
+                           Py_ssize_t row, Py_ssize_t rows, int terms) noexcept nogil:
     # A row group that is not whole, or has a jump, or too few columns for a register:
     # columns that its last register has too many get terms of 0.
     cdef elem x_scratch[ROWS * WIDTH]
     cdef elem dy_scratch[ROWS * WIDTH]
     cdef RowGroup g
-    cdef Sums sums
+    cdef WideSums sums
     cdef Py_ssize_t k, j
-    cdef bint gathered = jumps(x, row, rows) or (gradient and jumps(dy, row, rows))
+    cdef bint gathered = jumps(x, row, rows) or (terms and jumps(dy, row, rows))
     g.weighted = False
     for k in range(ceil_div(x.columns, WIDTH)):
         j = k * WIDTH
-        load_columns(columns, first + j, gradient, &g)
+        load_columns(columns, first + j, terms, &g)
         if gathered or x.columns - j < WIDTH:
-            gather(x, row, rows, j, set1(0) if gradient else g.pivot, x_scratch)
+            gather(x, row, rows, j, set1(0) if terms else g.pivot, x_scratch)
             g.x = x_scratch
             g.x_step = WIDTH
-            if gradient:
+            if terms:
                 gather(dy, row, rows, j, set1(0), dy_scratch)
                 g.dy = dy_scratch
                 g.dy_step = WIDTH
         else:
             g.x = row_at(x, row) + j
             g.x_step = x.step
-            if gradient:
+            if terms:
                 g.dy = row_at(dy, row) + j
                 g.dy_step = dy.step
         load_sums(columns, first + j, &sums)
-        flush_to_f64(&sums, last_tree(&g, rows, WHOLE, gradient))
+        flush_to_f64(&sums, sum_last_rows(&g, rows, WHOLE, terms))
         store_sums(&sums, first + j, columns)
 
 
 cdef inline void reduce_rowwise(const Matrix* x, const Matrix* dy, Columns* columns,
                                 Py_ssize_t first, Py_ssize_t groups, int registers,
-                                int gradient) noexcept nogil:
+                                int terms) noexcept nogil:
     # Whole row groups of narrow rows without gaps, row by row: in the order of memory, which the
     # CPU fetches ahead well enough where there are two tensors.
     cdef Py_ssize_t i, at
     cdef int k
     cdef RowGroup g[4]         # registers, at most: MAX_ROW_VECTORS
-    cdef Pair a[4]
-    cdef Pair b[4]
-    cdef Sums sums
+    cdef RealSums a[4]
+    cdef RealSums b[4]
+    cdef WideSums sums
     for k in range(registers):
         g[k].weighted = False
         g[k].x, g[k].x_step = x.data + k * WIDTH, x.step
         g[k].dy, g[k].dy_step = dy.data + k * WIDTH, dy.step
-        load_columns(columns, first + k * WIDTH, gradient, &g[k])
+        load_columns(columns, first + k * WIDTH, terms, &g[k])
     for i in range(groups):
-        if gradient == MOMENTS:
+        if terms == MOMENTS:
             for k in range(registers):
-                prefetch_rows(&g[k], 4, gradient)
+                prefetch_rows(&g[k], 4, terms)
         for k in range(registers):
-            a[k] = tree2(&g[k], 0, WHOLE, gradient)
+            a[k] = sum_2_rows(&g[k], 0, WHOLE, terms)
         for k in range(registers):
-            a[k] = add_pairs(a[k], tree2(&g[k], 2, WHOLE, gradient))
+            a[k] = add_sums(a[k], sum_2_rows(&g[k], 2, WHOLE, terms))
         for k in range(registers):
-            b[k] = tree2(&g[k], 4, WHOLE, gradient)
+            b[k] = sum_2_rows(&g[k], 4, WHOLE, terms)
         for k in range(registers):
-            b[k] = add_pairs(b[k], tree2(&g[k], 6, WHOLE, gradient))
+            b[k] = add_sums(b[k], sum_2_rows(&g[k], 6, WHOLE, terms))
         for k in range(registers):
             at = first + k * WIDTH
             load_sums(columns, at, &sums)
-            flush_to_f64(&sums, add_pairs(a[k], b[k]))
+            flush_to_f64(&sums, add_sums(a[k], b[k]))
             store_sums(&sums, at, columns)
             g[k].x += ROWS * x.step
             g[k].dy += ROWS * dy.step
 
 
 cdef inline void reduce_rowwise_as(const Matrix* x, const Matrix* dy, Columns* columns,
-                                   Py_ssize_t first, Py_ssize_t groups,
-                                   int gradient) noexcept nogil:
+                                   Py_ssize_t first, Py_ssize_t groups, int terms) noexcept nogil:
     if x.columns == 2 * WIDTH:
-        reduce_rowwise(x, dy, columns, first, groups, 2, gradient)
+        reduce_rowwise(x, dy, columns, first, groups, 2, terms)
     elif x.columns == 3 * WIDTH:
-        reduce_rowwise(x, dy, columns, first, groups, 3, gradient)
+        reduce_rowwise(x, dy, columns, first, groups, 3, terms)
     else:
-        reduce_rowwise(x, dy, columns, first, groups, 4, gradient)
+        reduce_rowwise(x, dy, columns, first, groups, 4, terms)
 
 
 # Functions of their own, so that the compiler has all registers for each.
@@ -386,57 +383,57 @@ cdef void reduce_rowwise_activated(const Matrix* x, const Matrix* dy, Columns* c
 
 
 cdef inline void reduce_rowwise_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
-                                       Py_ssize_t first, int gradient) noexcept nogil:
+                                       Py_ssize_t first, int terms) noexcept nogil:
     cdef Py_ssize_t groups = x.rows // ROWS, rest = x.rows % ROWS
-    if gradient == MOMENTS:
+    if terms == MOMENTS:
         reduce_rowwise_moments(x, dy, columns, first, groups)
-    elif gradient == GRADIENTS:
+    elif terms == GRADIENTS:
         reduce_rowwise_gradients(x, dy, columns, first, groups)
     else:
         reduce_rowwise_activated(x, dy, columns, first, groups)
     if rest:
-        reduce_odd_group(x, dy, columns, first, x.rows - rest, rest, gradient)
+        reduce_odd_group(x, dy, columns, first, x.rows - rest, rest, terms)
 
 
-cdef inline bint fits_registers(const Matrix* x, const Matrix* dy, int gradient) noexcept nogil:
+cdef inline bint fits_registers(const Matrix* x, const Matrix* dy, int terms) noexcept nogil:
     return (WIDTH < x.columns <= MAX_ROW_VECTORS * WIDTH and x.columns % WIDTH == 0 and gapless(x)
-            and (gradient == MOMENTS or gapless(dy)))
+            and (terms == MOMENTS or gapless(dy)))
 
 
 cdef inline void reduce_matrix(const Matrix* x, const Matrix* dy, Columns* columns,
                                Py_ssize_t first, const ReduceTuning* tuning,
-                               int gradient) noexcept nogil:
+                               int terms) noexcept nogil:
     # Adds a matrix to the sums of the columns from `first` on.
-    cdef Py_ssize_t group = tuning.group, chunk = tuning.together * tuning.group
+    cdef Py_ssize_t group = tuning.group_rows, chunk = tuning.at_once * tuning.group_rows
     cdef Py_ssize_t k, row, rows, groups, i
-    if tuning.rowwise and fits_registers(x, dy, gradient):
-        reduce_rowwise_matrix(x, dy, columns, first, gradient)
+    if tuning.rowwise and fits_registers(x, dy, terms):
+        reduce_rowwise_matrix(x, dy, columns, first, terms)
         return
     for k in range(ceil_div(x.rows, chunk)):
         row = k * chunk
         rows = minimum(chunk, x.rows - row)
         groups = rows // group
         if (x.columns < WIDTH or jumps(x, row, groups * group)
-                or (gradient and jumps(dy, row, groups * group))):
+                or (terms and jumps(dy, row, groups * group))):
             groups = 0
         elif group == ROWS:
-            reduce_whole_groups(x, dy, columns, first, row, groups, tuning.ahead, False, gradient)
+            reduce_whole_groups(x, dy, columns, first, row, groups, tuning.ahead, False, terms)
         else:
-            reduce_whole_groups(x, dy, columns, first, row, groups, tuning.ahead, True, gradient)
+            reduce_whole_groups(x, dy, columns, first, row, groups, tuning.ahead, True, terms)
         for i in range(groups, ceil_div(rows, group)):
             reduce_odd_group(x, dy, columns, first, row + i * group,
-                             minimum(group, rows - i * group), gradient)
+                             minimum(group, rows - i * group), terms)
 
 
 cdef inline void reduce_chunk(const elem* x, const elem* dy, Features features, Py_ssize_t n,
                               Columns* columns, Py_ssize_t first, ptrdiff_t ahead, bint small,
-                              int gradient, bint weighted, bint fresh) noexcept nogil:
+                              int terms, bint weighted, bint fresh) noexcept nogil:
     # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part; what
     # they are added to is 0, if they are the first ones.
     cdef size_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
     cdef Py_ssize_t k, j, groups = <size_t>n // size, left = <size_t>n % size
     cdef RowGroup g
-    cdef Sums sums
+    cdef WideSums sums
     g.x_step = RUN_COLUMNS
     g.dy_step = RUN_COLUMNS
     for k in range(RUN_COLUMNS // WIDTH):
@@ -446,31 +443,31 @@ cdef inline void reduce_chunk(const elem* x, const elem* dy, Features features, 
         g.weighted = weighted
         if weighted:
             g.features = later_features(features, j)
-        load_columns(columns, first, gradient, &g)
+        load_columns(columns, first, terms, &g)
         if fresh:
             clear_sums(&sums)
         else:
             load_sums(columns, first + j, &sums)
-        reduce_row_groups(&g, groups, ahead if j % LINE == 0 else 0, small, gradient, &sums)
+        reduce_row_groups(&g, groups, ahead if j % LINE == 0 else 0, small, terms, &sums)
         if left:
-            flush_to_f64(&sums, last_tree(&g, ceil_div(left, RUN_COLUMNS), left - j, gradient))
+            flush_to_f64(&sums, sum_last_rows(&g, ceil_div(left, RUN_COLUMNS), left - j, terms))
         store_sums(&sums, first + j, columns)
 
 
 cdef inline void reduce_run(const elem* x, const elem* dy, Features features, Py_ssize_t length,
                             Columns* columns, Py_ssize_t first, const ReduceTuning* tuning,
-                            int gradient, bint fresh) noexcept nogil:
+                            int terms, bint fresh) noexcept nogil:
     cdef Py_ssize_t n
     while True:
         n = minimum(IN_L1, length)
-        if gradient != MOMENTS and features.weight != NULL:
-            reduce_chunk(x, dy, features, n, columns, first, tuning.ahead, False, gradient, True,
+        if terms != MOMENTS and features.weight != NULL:
+            reduce_chunk(x, dy, features, n, columns, first, tuning.ahead, False, terms, True,
                          fresh)
-        elif tuning.group == ROWS:
-            reduce_chunk(x, dy, features, n, columns, first, tuning.ahead, False, gradient, False,
+        elif tuning.group_rows == ROWS:
+            reduce_chunk(x, dy, features, n, columns, first, tuning.ahead, False, terms, False,
                          fresh)
         else:
-            reduce_chunk(x, dy, features, n, columns, first, 0, True, gradient, False, fresh)
+            reduce_chunk(x, dy, features, n, columns, first, 0, True, terms, False, fresh)
         length -= n
         if length == 0:
             return
@@ -502,15 +499,15 @@ cdef lanes activation_grad_of_one(elem x, elem dy, Features features, const Colu
 
 
 cdef inline void wide_term(elem x, elem dy, Features features, const WideColumns* wide,
-                           Py_ssize_t column, int gradient, double* s, double* q) noexcept nogil:
+                           Py_ssize_t column, int terms, double* s, double* q) noexcept nogil:
     cdef double number = as_double(x)
     cdef lanes inverted_x
-    if gradient == MOMENTS:
+    if terms == MOMENTS:
         s[0] = number - wide.pivot[column]
         q[0] = s[0] * s[0]
         return
     s[0] = as_double(dy)
-    if gradient == ACTIVATED:
+    if terms == ACTIVATED:
         s[0] = first_lane(activation_grad_of_one(x, dy, features, wide.own, column, &inverted_x))
         number = first_lane(inverted_x)
     if features.weight != NULL:
@@ -520,7 +517,7 @@ cdef inline void wide_term(elem x, elem dy, Features features, const WideColumns
 
 cdef inline void reduce_matrix_f64(const Matrix* x, const Matrix* dy, Features features,
                                    const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                                   int gradient) noexcept nogil:
+                                   int terms) noexcept nogil:
     # Four rows at a time: a column by itself would be one long chain of sums.
     cdef Py_ssize_t row, j, k
     cdef const elem* xs[4]
@@ -534,35 +531,35 @@ cdef inline void reduce_matrix_f64(const Matrix* x, const Matrix* dy, Features f
             for k in range(4):
                 wide_term(xs[k][j], dys[k][j],
                           later_features(features, (row + k) * RUN_COLUMNS + j), wide, first + j,
-                          gradient, &s[k], &q[k])
+                          terms, &s[k], &q[k])
             columns.s[first + j] += (s[0] + s[1]) + (s[2] + s[3])
             columns.q[first + j] += (q[0] + q[1]) + (q[2] + q[3])
     for row in range(x.rows & ~3, x.rows):
         xs[0], dys[0] = row_at(x, row), row_at(dy, row)
         for j in range(x.columns):
             wide_term(xs[0][j], dys[0][j], later_features(features, row * RUN_COLUMNS + j), wide,
-                      first + j, gradient, &s[0], &q[0])
+                      first + j, terms, &s[0], &q[0])
             columns.s[first + j] += s[0]
             columns.q[first + j] += q[0]
 
 
 cdef inline void reduce_matrix_as(const Matrix* x, const Matrix* dy, Features features,
                                   const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                                  const ReduceTuning* tuning, int gradient) noexcept nogil:
+                                  const ReduceTuning* tuning, int terms) noexcept nogil:
     if wide != NULL:
-        reduce_matrix_f64(x, dy, features, wide, columns, first, gradient)
+        reduce_matrix_f64(x, dy, features, wide, columns, first, terms)
     else:
-        reduce_matrix(x, dy, columns, first, tuning, gradient)
+        reduce_matrix(x, dy, columns, first, tuning, terms)
 
 
 cdef inline void reduce_with_remainder(Matrix x, Matrix dy, Py_ssize_t length, Features features,
                                        const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                                       const ReduceTuning* tuning, int gradient) noexcept nogil:
+                                       const ReduceTuning* tuning, int terms) noexcept nogil:
     # `length` neighbouring elements as a matrix, and what remains as one more row. A loop,
     # since the code of a sum is long.
     cdef int part
     for part in range(2):
-        reduce_matrix_as(&x, &dy, features, wide, columns, first, tuning, gradient)
+        reduce_matrix_as(&x, &dy, features, wide, columns, first, tuning, terms)
         features = later_features(features, x.rows * RUN_COLUMNS)
         x = remainder_matrix(x, length)
         dy = remainder_matrix(dy, length)
@@ -580,16 +577,16 @@ cdef inline elem* gather_pixels(const Job* job, const Operand* operand, Py_ssize
 
 
 cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* columns,
-                               int gradient) noexcept nogil:
+                               int terms) noexcept nogil:
     # A block of few channels. Pixels that are apart in memory are gathered, so many
     # at a time as make a whole number of row groups.
-    cdef const Operand* other = &job.dy if gradient else &job.x
+    cdef const Operand* other = &job.dy if terms else &job.x
     cdef bint gathered = not (gapless_runs(job, &job.x) and gapless_runs(job, other))
     cdef elem x_scratch[ROWS * PIXELS * PIXELS]
     cdef elem dy_scratch[ROWS * PIXELS * PIXELS]
     cdef elem* x
     cdef elem* dy
-    cdef ReduceTuning tuning = reduce_tuning(job, PIXELS * job.view.channels, gradient)
+    cdef ReduceTuning tuning = reduce_tuning(job, PIXELS * job.view.channels, terms)
     cdef Py_ssize_t i, run, runs, at_once = ROWS * PIXELS if gathered else block.runs
     if gathered:
         tuning.ahead = 0
@@ -600,52 +597,52 @@ cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* colu
         x, dy = element(job, &job.x, 0, run, 0), element(job, other, 0, run, 0)
         if gathered:
             x = dy = gather_pixels(job, &job.x, run, runs, x_scratch)
-            if gradient:
+            if terms:
                 dy = gather_pixels(job, other, run, runs, dy_scratch)
         reduce_with_remainder(
             pixel_matrix(job, x, runs), pixel_matrix(job, dy, runs),
-            runs * job.view.channels, no_features(), NULL, columns, 0, &tuning, gradient)
+            runs * job.view.channels, no_features(), NULL, columns, 0, &tuning, terms)
 
 
 cdef inline void reduce_block(const Job* job, const Block* block, Py_ssize_t channel,
                               Py_ssize_t channels, const WideColumns* wide, Columns* columns,
-                              int gradient) noexcept nogil:
+                              int terms) noexcept nogil:
     # The sums of a block; with `wide` in float64, and each pixel a row.
     cdef Matrix x, dy
-    cdef const Operand* other = &job.dy if gradient else &job.x
+    cdef const Operand* other = &job.dy if terms else &job.x
     cdef Py_ssize_t i, c, run, together
     cdef Py_ssize_t width = columns_per_channel(job), length = block.length
     cdef ReduceTuning tuning
     cdef Features features = no_features()
-    if gradient and job.view.features:
+    if terms and job.view.features:
         features = features_from(job, block.offset)
     if wide != NULL or not job.plan.long_runs:
         memset(columns.s, 0, channels * width * job.plan.pixels * sizeof(double))
         memset(columns.q, 0, channels * width * job.plan.pixels * sizeof(double))
     if job.plan.long_runs:
-        tuning = reduce_tuning(job, RUN_COLUMNS, gradient)
+        tuning = reduce_tuning(job, RUN_COLUMNS, terms)
         for run in range(block.run, block.run + block.runs):
             for c in range(channels):
                 if wide == NULL:
                     reduce_run(element(job, &job.x, channel + c, run, block.offset),
                                element(job, other, channel + c, run, block.offset), features,
-                               length, columns, c * width, &tuning, gradient, run == block.run)
+                               length, columns, c * width, &tuning, terms, run == block.run)
                     continue
                 x = long_matrix(job, &job.x, block, channel + c, run)
                 dy = long_matrix(job, other, block, channel + c, run)
                 reduce_with_remainder(x, dy, block.length, features, wide, columns, c * width,
-                                      &tuning, gradient)
+                                      &tuning, terms)
         return
     if job.plan.pixels > 1 and wide == NULL:
-        reduce_pixels(job, block, columns, gradient)
+        reduce_pixels(job, block, columns, terms)
         return
     together = minimum(neighbours(job, &job.x, channels), neighbours(job, other, channels))
-    tuning = reduce_tuning(job, job.x.middle, gradient)
+    tuning = reduce_tuning(job, job.x.middle, terms)
     for i in range(channels // together):
         c = i * together
         x = short_matrix(job, &job.x, block, channel + c, together)
         dy = short_matrix(job, other, block, channel + c, together)
-        reduce_matrix_as(&x, &dy, no_features(), wide, columns, c * width, &tuning, gradient)
+        reduce_matrix_as(&x, &dy, no_features(), wide, columns, c * width, &tuning, terms)
 
 
 cdef inline double reduce_row(const double* sums) noexcept nogil:
@@ -654,7 +651,7 @@ cdef inline double reduce_row(const double* sums) noexcept nogil:
     cdef int k
     for k in range(8 // WIDE):
         lane[k] = load_wide(sums + k * WIDE) + load_wide(sums + 8 + k * WIDE)
-    return tree_of_eight(lane)
+    return sum_of_eight(lane)
 
 
 cdef inline double reduce_strided(const double* sums, Py_ssize_t n, Py_ssize_t step) noexcept nogil:

@@ -16,30 +16,31 @@ cdef struct Matrices:
     Matrix x, dy, residual, out
 
 
-cdef inline void write_part(const Pointers* p, Py_ssize_t i, Py_ssize_t n, const Coefficients* coef,
-                            int variant) noexcept nogil:
-    cdef Vectors some = load_n_vectors(p, i, n, variant)
-    store_n(p.out + i, value(coef, p.activation, &some, variant), n)
+cdef inline void write_n(const Pointers* p, Py_ssize_t i, Py_ssize_t n, const Coefficients* coef,
+                         int variant) noexcept nogil:
+    cdef Vectors vectors = load_n_vectors(p, i, n, variant)
+    store_n(p.out + i, value(coef, p.activation, &vectors, variant), n)
 
 
-cdef inline void write_whole(const Pointers* p, Py_ssize_t i, const Coefficients* coef,
-                             int variant) noexcept nogil:
+cdef inline void write_vector(const Pointers* p, Py_ssize_t i, const Coefficients* coef,
+                              int variant) noexcept nogil:
     store_vector(p, i, value_at(coef, p, i, variant), variant)
 
 
-cdef inline Py_ssize_t write_cycles(Pointers p, Py_ssize_t n, const CoefficientTable* table,
-                                    Py_ssize_t column, int registers, int variant) noexcept nogil:
+cdef inline Py_ssize_t write_whole_tables(Pointers p, Py_ssize_t n, const CoefficientTable* table,
+                                          Py_ssize_t column, int registers,
+                                          int variant) noexcept nogil:
     # What write_run does, for a table of so many registers: none of it is loaded
     # again. (Loads may have to wait for stores at the same place of another page.)
     # Returns how many elements are done.
-    cdef Coefficients coefs[CYCLE]
+    cdef Coefficients coefs[TABLE_REGISTERS]
     cdef Py_ssize_t i
     cdef int k
     for k in range(registers):
-        coefs[k] = coefficients_at(table, (column + k * WIDTH) % table.period, variant)
+        coefs[k] = coefficients_at(table, (column + k * WIDTH) % table.length, variant)
     for i in range(n // (registers * WIDTH)):
         for k in range(registers):
-            write_whole(&p, (i * registers + k) * WIDTH, &coefs[k], variant)
+            write_vector(&p, (i * registers + k) * WIDTH, &coefs[k], variant)
     return n // (registers * WIDTH) * registers * WIDTH
 
 
@@ -55,24 +56,24 @@ cdef inline void write_run(Pointers p, Py_ssize_t n, const CoefficientTable* tab
         i = to_alignment(p.out)
     if i:
         coef = coefficients_at(table, 0, variant)
-        write_part(&p, 0, i, &coef, variant)
-        column = i % table.period
+        write_n(&p, 0, i, &coef, variant)
+        column = i % table.length
     if variant & POW2_SCALED or (reads_dy(variant) and not is_plain(variant)):
         pass
-    elif table.period == CYCLE * WIDTH:
-        i += write_cycles(advanced(&p, i), n - i, table, column, CYCLE, variant)
-    elif table.period == (CYCLE - 1) * WIDTH:
-        i += write_cycles(advanced(&p, i), n - i, table, column, CYCLE - 1, variant)
+    elif table.length == TABLE_REGISTERS * WIDTH:
+        i += write_whole_tables(advanced(&p, i), n - i, table, column, TABLE_REGISTERS, variant)
+    elif table.length == (TABLE_REGISTERS - 1) * WIDTH:
+        i += write_whole_tables(advanced(&p, i), n - i, table, column, TABLE_REGISTERS - 1, variant)
     while i + WIDTH <= n:
         coef = coefficients_at(table, column, variant)
-        write_whole(&p, i, &coef, variant)
+        write_vector(&p, i, &coef, variant)
         i += WIDTH
         column += WIDTH
-        if column >= table.period:
-            column -= table.period
+        if column >= table.length:
+            column -= table.length
     if i < n:
         coef = coefficients_at(table, column, variant)
-        write_part(&p, i, n - i, &coef, variant)
+        write_n(&p, i, n - i, &coef, variant)
 
 
 cdef inline Matrices short_matrices(const Job* job, const Activation* a, const Block* block,
@@ -125,7 +126,7 @@ cdef inline Py_ssize_t write_rows(const Matrices* s, const Activation* a,
         for i in range(n // WIDTH):
             coef = coefficients_at(table, i * WIDTH, variant)
             for k in range(4):
-                write_whole(&p[k], i * WIDTH, &coef, variant)
+                write_vector(&p[k], i * WIDTH, &coef, variant)
         if n % WIDTH:
             for k in range(4):
                 store(p[k].out + n - WIDTH, tail[k])
@@ -152,7 +153,8 @@ cdef inline void write_short(const Job* job, const Activation* a, const Block* b
                          and gapless(&s.out))
     if (is_plain(variant) and not variant & (STREAMING | POW2_SCALED) and n >= WIDTH
             and not rows_share_a_set(job) and job.bytes < <size_t>SMALL
-            and not (one_run and (crosses_lines(&s.out) or table.period <= CYCLE * WIDTH))):
+            and not (one_run and (crosses_lines(&s.out)
+                                  or table.length <= TABLE_REGISTERS * WIDTH))):
         done = write_rows(&s, a, table, variant)
     elif one_run:
         rows, n = 1, rows * n
@@ -191,27 +193,27 @@ cdef inline void write_tile(const Job* job, const Activation* a, Py_ssize_t tile
 
 cdef inline void write_adjacent_runs(const Job* job, const Activation* a, const Block* block,
                                      Py_ssize_t run, Py_ssize_t channel, Py_ssize_t channels,
-                                     ptrdiff_t ahead, int variant) noexcept nogil:
+                                     ptrdiff_t to_next, int variant) noexcept nogil:
     # The runs of neighbouring channels, which lie side by side: as one run, in whole
     # registers. (Past the cache a line that is not written as a whole has to be read.)
     cdef Pointers p = pointers_at(job, a, channel, run, block.offset, variant)
     cdef Py_ssize_t c, end, i = find_lines(&p, channels * block.length)
     cdef Coefficients coef, joined, next = coefficients_of(job, channel, variant)
-    write_part(&p, 0, i, &next, variant)
+    write_n(&p, 0, i, &next, variant)
     for c in range(1, channels + 1):
         end = c * block.length
         coef = next
         while i + WIDTH <= end:
-            prefetch_next(&p, i, ahead, variant)
-            write_whole(&p, i, &coef, variant)
+            prefetch_next(&p, i, to_next, variant)
+            write_vector(&p, i, &coef, variant)
             i += WIDTH
         if c == channels:
-            write_part(&p, i, end - i, &coef, variant)
+            write_n(&p, i, end - i, &coef, variant)
             return
         next = coefficients_of(job, channel + c, variant)
         if i < end:
             joined = coefficients_of_two(&coef, &next, end - i, variant)
-            write_whole(&p, i, &joined, variant)
+            write_vector(&p, i, &joined, variant)
             i += WIDTH
 
 
@@ -231,16 +233,16 @@ cdef inline void write_runs(const Job* job, const Activation* a, Py_ssize_t chan
     # Image by image, since that is how they lie in memory.
     cdef Py_ssize_t together = all_neighbours(job, a, channels,
                                               variant) if job.plan.parts == 1 else 1
-    cdef ptrdiff_t ahead = 0        # to the next tile, if it lies behind this one
+    cdef ptrdiff_t to_next = 0      # to the next tile, if it lies behind this one
     cdef Py_ssize_t b, run, c
     cdef Block block
     if job.fetch_next and variant & STREAMING and together == channels:
-        ahead = channels * job.view.inner
+        to_next = channels * job.view.inner
     for b in range(b0, b1):
         block = block_at(job, b)
         for run in range(block.run, block.run + block.runs):
             for c in range(channels // together):
-                write_adjacent_runs(job, a, &block, run, channel + c * together, together, ahead,
+                write_adjacent_runs(job, a, &block, run, channel + c * together, together, to_next,
                                     variant)
 
 
@@ -259,8 +261,8 @@ cdef inline bint one_run_of_rows(const Job* job, const Activation* a, Py_ssize_t
             and (not reads_residual(a, variant) or gapless_runs(job, &job.residual)))
 
 
-cdef inline void write_whole_rows(const Job* job, const Activation* a, Py_ssize_t b0,
-                                  Py_ssize_t b1, int variant) noexcept nogil:
+cdef inline void write_whole_rows(const Job* job, const Activation* a, Py_ssize_t b0, Py_ssize_t b1,
+                                  int variant) noexcept nogil:
     # As one run, for which the coefficients of the job are the table.
     cdef Block first = block_at(job, b0), last = block_at(job, b1 - 1)
     cdef CoefficientTable table = CoefficientTable(
@@ -305,8 +307,8 @@ cdef inline void write_tiles(const Job* job, const Activation* a, Py_ssize_t t0,
         write_tiles_as(job, a, t0, t1, b0, b1, variant)
 
 
-cdef void write_forward(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
-                        Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+cdef void write_forward(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
+                        Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
     if job.fused:
@@ -316,8 +318,8 @@ cdef void write_forward(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
     fp_leave(saved)
 
 
-cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
-                         Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
+                         Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
     if job.fused:
@@ -327,8 +329,8 @@ cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
     fp_leave(saved)
 
 
-cdef void write_dz(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
-                   Py_ssize_t b0, Py_ssize_t b1) noexcept nogil:
+cdef void write_dz(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
+                   Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
     write_tiles(job, &a, t0, t1, b0, b1, DZ)
