@@ -12,12 +12,8 @@
         phases.pxi              Plan -> phases of tasks
         team.pxi                tasks, shared out to threads
             |
-        kernels.pxi              tasks -> numbers, in registers (simd.h)
-            geometry.pxi                            where the numbers of a task lie
-            sums.pxi, moments.pxi, gradients.pxi    statistics, coefficients
-            writes.pxi, features.pxi                walks through what is written
-            elementwise.pxi, activations.pxi               the arithmetic of what is written
-            vectors.pxi                             conversions, for C
+        kernels.pxi             tasks -> numbers, in registers (simd.h); its first lines
+                                have the map of its fragments
 
 Calls go down only. A room knows the one below it and nothing above.
 
@@ -26,7 +22,7 @@ Calls go down only. A room knows the one below it and nothing above.
 2.  A driver cuts the view into tiles of channels and segments of runs, by its
     four sizes and that of an element. What is summed in which order follows from
     that cut, so results have the same bits on any number of threads.
-3.  KernelTable are serial functions without Python. They are compiled once for each
+3.  Kernels are serial functions without Python. They are compiled once for each
     CPU level and element type, from one source; the drivers reach them through
     a table of pointers (`KernelTable`).
 4.  Siblings are views. Layer and RMS norm: a row is a channel, with features.

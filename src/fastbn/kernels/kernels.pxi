@@ -5,15 +5,34 @@ This one source is compiled once for each pair; simd.h gives it the registers.
 
 1. A kernel is a serial function without Python: no allocation, no exception, no
    GIL. It gets a `Job` and the rectangle of the job that is its task.
-2. geometry.pxi   where the numbers of a task lie in memory
-   sums.pxi       the two sums that every statistic is made of
-   moments.pxi    forward statistics: blocks, and their merge
-   activations.pxi  what follows a normalisation, and the gradient of it
-   gradients.pxi  backward statistics, and every coefficient
-   coefs.pxi       the arithmetic of the elementwise passes
-   writes.pxi     these passes, over planes and rows
-   features.pxi   the same where features have parameters
-   vectors.pxi    vectors of parameters, to float64 and back
+2. A fragment uses the names of those before it only:
+
+   arithmetic.pxi       whole numbers
+   geometry.pxi         where the numbers of a task lie in memory
+   activations.pxi      what follows a normalisation, and the gradient of it
+
+   rowgroups.pxi        the terms of sums, and up to ROWS of them added
+   columns.pxi          the columns of a tile and their float64 sums; channels <-> columns
+   reduce_matrix.pxi    a matrix to the sums of its columns: row groups ...
+   reduce_rowwise.pxi   ... or rows
+   reduce_run.pxi       a long run to the sums of its channel
+   reduce_float64.pxi   the same sums in float64
+   reduce_block.pxi     a block to the sums of its channels
+
+   coefficients.pxi     statistics -> what each pass multiplies and adds
+   merging.pxi          forward statistics of parts -> those of the whole
+   moments.pxi          forward statistics: the kernel
+   gradients.pxi        backward statistics: the kernels
+
+   operands.pxi         the operands of an elementwise pass, one register of each
+   tables.pxi           the coefficients of a register
+   elementwise.pxi      the arithmetic of a register
+   write_rows.pxi       passes with a table of coefficients: rows, planes of few values
+   write_planes.pxi     passes along runs: planes
+   write_features.pxi   passes along runs with parameters of their own: layer norm
+   writes.pxi           which of these walks: the kernels
+
+   vectors.pxi          vectors of parameters, to float64 and back
 3. Sums are written in the order in which they are to be done, each column of
    its own. The compiler is forbidden to contract or reorder them: so the bits
    depend neither on the width of the registers nor on the CPU.
@@ -24,7 +43,8 @@ May: arithmetic. May not: validate, allocate, start threads, know about layouts
 other than by the strides of its operands.
 """
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport sqrt
+from libc.float cimport DBL_MAX
+from libc.math cimport fabs, sqrt
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
@@ -102,11 +122,23 @@ cdef enum:
 include "arithmetic.pxi"
 include "geometry.pxi"
 include "activations.pxi"
-include "sums.pxi"
+include "rowgroups.pxi"
+include "columns.pxi"
+include "reduce_matrix.pxi"
+include "reduce_rowwise.pxi"
+include "reduce_run.pxi"
+include "reduce_float64.pxi"
+include "reduce_block.pxi"
+include "coefficients.pxi"
+include "merging.pxi"
 include "moments.pxi"
 include "gradients.pxi"
+include "operands.pxi"
+include "tables.pxi"
 include "elementwise.pxi"
-include "features.pxi"
+include "write_rows.pxi"
+include "write_planes.pxi"
+include "write_features.pxi"
 include "writes.pxi"
 include "vectors.pxi"
 
