@@ -4,6 +4,9 @@
 #
 # May: load, store and add the sums of columns. May not: read a tensor.
 
+cdef enum:
+    RUNNING_SUMS = 8        # that a channel's columns are added to, before they are added pairwise
+
 cdef struct Columns:
     # What the columns of a tile are read with, and their sums.
     lanes aligned               # unused: the arrays begin where a register may
@@ -15,7 +18,6 @@ cdef struct Columns:
     double q[COLUMNS + PADDING]
     Activation activation
 
-
 cdef struct WideSums:
     # The float64 sums of one register of columns.
     wides s[HALVES]
@@ -26,9 +28,9 @@ cdef inline void load_columns(const Columns* columns, Py_ssize_t at, int terms,
                               RowGroup* g) noexcept nogil:
     # What a register of columns is read with.
     g.pivot = load_real(columns.pivot + at)
-    if terms:
+    if terms != MOMENTS:
         g.pow2_scale = load_real(columns.pow2_scale + at)
-    if terms == ACTIVATED:
+    if terms & ACTIVATED:
         g.scale = load_real(columns.scale + at)
         g.shift = load_real(columns.shift + at)
         g.activation = &columns.activation
@@ -48,6 +50,11 @@ cdef inline void load_sums(const Columns* columns, Py_ssize_t at, WideSums* sums
         sums.q[half] = load_wide(columns.q + at + half * WIDE)
 
 
+cdef inline void clear_columns(Columns* columns, Py_ssize_t n) noexcept nogil:
+    memset(columns.s, 0, n * sizeof(double))
+    memset(columns.q, 0, n * sizeof(double))
+
+
 cdef inline void clear_sums(WideSums* sums) noexcept nogil:
     cdef int half
     for half in range(HALVES):
@@ -62,9 +69,9 @@ cdef inline void store_sums(const WideSums* sums, Py_ssize_t at, Columns* column
 
 
 cdef inline void broadcast_columns(real* columns, const real* values, Py_ssize_t channels,
-                                   Py_ssize_t width, Py_ssize_t period) noexcept nogil:
+                                   Py_ssize_t width, Py_ssize_t length) noexcept nogil:
     # Repeats each channel's value over its columns, and the columns once more
-    # from the start for registers that reach past `period`. A store may reach
+    # from the start for registers that reach past `length`. A store may reach
     # past its channel, never past the padding; the next channel overwrites it.
     cdef Py_ssize_t c, j, n, filled = channels * width
     if width == 1:
@@ -73,8 +80,8 @@ cdef inline void broadcast_columns(real* columns, const real* values, Py_ssize_t
         for c in range(channels):
             for j in range(ceil_div(width, WIDTH)):
                 store_real(columns + c * width + j * WIDTH, set1(values[c]))
-    while filled < period + PADDING:
-        n = minimum(filled, period + PADDING - filled)
+    while filled < length + PADDING:
+        n = minimum(filled, length + PADDING - filled)
         memcpy(columns + filled, columns, n * sizeof(real))
         filled += n
 
@@ -88,24 +95,24 @@ cdef inline void broadcast_channels(const Job* job, real* columns, const real* v
 
 cdef inline double reduce_row(const double* sums) noexcept nogil:
     # What `reduce_strided` does with RUN_COLUMNS neighbours.
-    cdef wides lane[8]
+    cdef wides lane[RUNNING_SUMS]
     cdef int k
-    for k in range(8 // WIDE):
-        lane[k] = load_wide(sums + k * WIDE) + load_wide(sums + 8 + k * WIDE)
+    for k in range(RUNNING_SUMS // WIDE):
+        lane[k] = load_wide(sums + k * WIDE) + load_wide(sums + RUNNING_SUMS + k * WIDE)
     return sum_of_eight(lane)
 
 
 cdef inline double reduce_strided(const double* sums, Py_ssize_t n, Py_ssize_t step) noexcept nogil:
-    # The sum of a channel's columns: eight running sums, then a tree.
-    cdef double lane[8]
-    cdef Py_ssize_t i, k
-    for k in range(8):
+    # The sum of a channel's columns.
+    cdef double lane[RUNNING_SUMS]
+    cdef Py_ssize_t i, k, rounds = <size_t>n // RUNNING_SUMS
+    for k in range(RUNNING_SUMS):
         lane[k] = 0.0
-    for i in range(0, n - 7, 8):
-        for k in range(8):
-            lane[k] += sums[(i + k) * step]
-    for k in range(n & 7):
-        lane[k] += sums[((n & ~7) + k) * step]
+    for i in range(rounds):
+        for k in range(RUNNING_SUMS):
+            lane[k] += sums[(i * RUNNING_SUMS + k) * step]
+    for k in range(n - rounds * RUNNING_SUMS):
+        lane[k] += sums[(rounds * RUNNING_SUMS + k) * step]
     return (((lane[0] + lane[1]) + (lane[2] + lane[3]))
             + ((lane[4] + lane[5]) + (lane[6] + lane[7])))
 

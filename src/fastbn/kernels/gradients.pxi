@@ -6,7 +6,7 @@ cdef inline void broadcast_coefficients(const Job* job, Py_ssize_t channel, Py_s
                                         int terms, Columns* columns) noexcept nogil:
     broadcast_channels(job, columns.pow2_scale, coefficient(job, POW2_SCALE) + channel, channels)
     broadcast_channels(job, columns.pivot, coefficient(job, PIVOT) + channel, channels)
-    if terms == ACTIVATED:
+    if terms & ACTIVATED:
         broadcast_channels(job, columns.scale, coefficient(job, SCALE) + channel, channels)
         broadcast_channels(job, columns.shift, coefficient(job, SHIFT) + channel, channels)
         columns.activation = activation_of(job)
@@ -15,16 +15,16 @@ cdef inline void broadcast_coefficients(const Job* job, Py_ssize_t channel, Py_s
 cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t channel,
                              Columns* columns, double* s, double* q) noexcept nogil:
     # One channel of a block in float64.
-    cdef int terms = ACTIVATED if job.fused else GRADIENTS
+    cdef int terms = GRADIENTS | ACTIVATED if job.fused else GRADIENTS
     cdef Columns own
     cdef WideColumns wide
     cdef Py_ssize_t j, width = columns_per_channel(job)
     broadcast_coefficients(job, channel, 1, terms, &own)
-    wide.own = &own
+    wide.in_real = &own
     for j in range(width):
         wide.pow2_scale[j] = own.pow2_scale[j]
         wide.pivot[j] = own.pivot[j]
-    reduce_block(job, block, channel, 1, &wide, columns, terms)
+    reduce_block_f64(job, block, channel, 1, &wide, columns, terms)
     reduce_columns(columns, 1, width, s, q)
 
 
@@ -47,7 +47,7 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
-        reduce_block(job, &block, channel, channels, NULL, columns, terms)
+        reduce_block(job, &block, channel, channels, columns, terms)
         reduce_channels(job, columns, channels, s, q)
         infinite = 0
         for c in range(channels):
@@ -79,7 +79,7 @@ cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                         Py_ssize_t s0, Py_ssize_t s1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     if job.fused:
-        sum_gradients(job, t0, t1, s0, s1, ACTIVATED)
+        sum_gradients(job, t0, t1, s0, s1, GRADIENTS | ACTIVATED)
     else:
         sum_gradients(job, t0, t1, s0, s1, GRADIENTS)
     fp_leave(saved)

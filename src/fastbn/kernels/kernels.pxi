@@ -11,10 +11,11 @@ This one source is compiled once for each pair; simd.h gives it the registers.
    geometry.pxi         where the numbers of a task lie in memory
    activations.pxi      what follows a normalisation, and the gradient of it
 
+   inputs.pxi           what is summed, and what sums read
    rowgroups.pxi        the terms of sums, and up to ROWS of them added
    columns.pxi          the columns of a tile and their float64 sums; channels <-> columns
-   reduce_matrix.pxi    a matrix to the sums of its columns: row groups ...
-   reduce_rowwise.pxi   ... or rows
+   reduce_groups.pxi    row groups of a matrix to the sums of its columns
+   reduce_rowwise.pxi   the same, row by row
    reduce_run.pxi       a long run to the sums of its channel
    reduce_float64.pxi   the same sums in float64
    reduce_block.pxi     a block to the sums of its channels
@@ -122,9 +123,10 @@ cdef enum:
 include "arithmetic.pxi"
 include "geometry.pxi"
 include "activations.pxi"
+include "inputs.pxi"
 include "rowgroups.pxi"
 include "columns.pxi"
-include "reduce_matrix.pxi"
+include "reduce_groups.pxi"
 include "reduce_rowwise.pxi"
 include "reduce_run.pxi"
 include "reduce_float64.pxi"

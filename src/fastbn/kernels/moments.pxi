@@ -16,7 +16,7 @@ cdef struct BlockMoments:
     double start[COLUMNS]   # what was subtracted: the pivot, or a first mean
     double mean[COLUMNS]    # less the origin
     double m2[COLUMNS]
-    int good[COLUMNS]
+    int trusted[COLUMNS]
     real pivot[COLUMNS + PADDING]
 
 
@@ -55,7 +55,7 @@ cdef inline double squares(double s, double q, double n) noexcept nogil:
     return 0.0 if m2 < 0.0 else m2
 
 
-cdef inline bint trusted(double q, double m2, double n) noexcept nogil:
+cdef inline bint are_trusted(double q, double m2, double n) noexcept nogil:
     # False too where q is NaN.
     return (q >= n * SMALLEST_SQUARE) & (q <= SPREAD * m2) & (q <= DBL_MAX)
 
@@ -72,8 +72,9 @@ cdef inline void close_channels(const Job* job, Py_ssize_t c0, Py_ssize_t c1, do
         m.m2[c] = squares(m.s[c], m.q[c], n)
 
 
-cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
-                   Py_ssize_t c1, double n, Columns* columns, BlockMoments* m) noexcept nogil:
+cdef inline void sum_float64(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
+                             Py_ssize_t c1, double n, Columns* columns,
+                             BlockMoments* m) noexcept nogil:
     # Channels [c0, c1) of a block in float64, around `start`.
     cdef WideColumns wide
     cdef Py_ssize_t c, j, width = columns_per_channel(job)
@@ -83,18 +84,23 @@ cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, Py_ss
         for c in range(c0, c1):
             for j in range(width):
                 wide.pivot[(c - c0) * width + j] = m.start[c]
-    reduce_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
+    reduce_block_f64(job, block, channel + c0, c1 - c0, &wide, columns, MOMENTS)
     reduce_columns(columns, c1 - c0, width, m.s + c0, m.q + c0)
     close_channels(job, c0, c1, n, m)
 
 
-cdef void sum_again(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
-                    Py_ssize_t c1, double n, Columns* columns, BlockMoments* m) noexcept nogil:
-    # In float64 around the first mean, if there is one.
-    cdef Py_ssize_t c
-    for c in range(c0, c1):
-        m.start[c] = m.origin[c] + m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
-    sum_wide(job, block, channel, c0, c1, n, columns, m)
+cdef void sum_untrusted(const Job* job, const Block* block, Py_ssize_t channel,
+                        Py_ssize_t channels, double n, Columns* columns,
+                        BlockMoments* m) noexcept nogil:
+    # Each run of channels that are not to be trusted.
+    cdef Py_ssize_t c = 0, end
+    while c < channels:
+        end = c + 1
+        if not m.trusted[c]:
+            while end < channels and not m.trusted[end]:
+                end += 1
+            sum_float64(job, block, channel, c, end, n, columns, m)
+        c = end
 
 
 cdef inline void sum_few(const Job* job, const Block* block, Py_ssize_t channel,
@@ -104,32 +110,30 @@ cdef inline void sum_few(const Job* job, const Block* block, Py_ssize_t channel,
     # at most twice as many times the channel's M2 as there are values: nothing to
     # float64, but too much for elements that are float64 themselves.
     memcpy(m.start, m.origin, channels * sizeof(double))
-    sum_wide(job, block, channel, 0, channels, n, columns, m)
+    memset(m.trusted, 0, channels * sizeof(int))
+    sum_untrusted(job, block, channel, channels, n, columns, m)
 
 
 cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t channel,
                              Py_ssize_t channels, double n, Columns* columns,
                              BlockMoments* m) noexcept nogil:
-    # Sums -> mean and M2; once more, in float64, where the sums are not trusted.
-    cdef Py_ssize_t c, end
-    cdef int good = 1
+    # Sums -> mean and M2; where the sums are not trusted, once more in float64 around the
+    # first mean, if there is one.
+    cdef Py_ssize_t c
+    cdef int all_trusted = 1
     reduce_channels(job, columns, channels, m.s, m.q)
     for c in range(channels):
         m.start[c] = <double>m.pivot[c]
     close_channels(job, 0, channels, n, m)
     for c in range(channels):
-        m.good[c] = trusted(m.q[c], m.m2[c], n)
-        good &= m.good[c]
-    if good:
+        m.trusted[c] = are_trusted(m.q[c], m.m2[c], n)
+        all_trusted &= m.trusted[c]
+    if all_trusted:
         return
-    c = 0
-    while c < channels:
-        end = c + 1
-        if not m.good[c]:
-            while end < channels and not m.good[end]:
-                end += 1
-            sum_again(job, block, channel, c, end, n, columns, m)
-        c = end
+    for c in range(channels):
+        if not m.trusted[c]:
+            m.start[c] = m.origin[c] + m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
+    sum_untrusted(job, block, channel, channels, n, columns, m)
 
 
 cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
@@ -150,7 +154,7 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
         else:
             choose_pivots(job, &block, channel, channels, m)
             broadcast_channels(job, columns.pivot, m.pivot, channels)
-            reduce_block(job, &block, channel, channels, NULL, columns, False)
+            reduce_block(job, &block, channel, channels, columns, MOMENTS)
             close_block(job, &block, channel, channels, n, columns, m)
         merge(channels, count, job.partial[0] + at, job.partial[1] + at, n, m.mean, m.m2)
         count += n

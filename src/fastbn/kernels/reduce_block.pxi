@@ -1,28 +1,56 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# The sums of a block: as matrices, runs or pixels, whichever it is.
+# The sums of a block: as matrices, runs or pixels, whichever the plan says.
 #
 # May: decide how a block is walked through. May not: decide what its sums mean.
 
-cdef inline void reduce_matrix_as(const Matrix* x, const Matrix* dy, Features features,
-                                  const WideColumns* wide, Columns* columns, Py_ssize_t first,
+cdef inline void reduce_matrix_of(const Inputs* m, Columns* columns,
                                   const ReduceTuning* tuning, int terms) noexcept nogil:
-    if wide != NULL:
-        reduce_matrix_f64(x, dy, features, wide, columns, first, terms)
+    cdef Py_ssize_t size = tuning.group_rows, chunk = tuning.at_once * tuning.group_rows
+    cdef Py_ssize_t k, row, rows, row_groups, i
+    if tuning.rowwise and fits_registers(m, terms):
+        reduce_rowwise(m, columns, terms)
+        return
+    for k in range(ceil_div(m.x.rows, chunk)):
+        row = k * chunk
+        rows = minimum(chunk, m.x.rows - row)
+        row_groups = rows // size
+        if m.x.columns < WIDTH or any_jumps(m, row, row_groups * size, terms):
+            row_groups = 0
+        elif size == ROWS:
+            reduce_whole_groups(m, columns, row, row_groups, tuning.ahead, ROWS, terms)
+        else:
+            reduce_whole_groups(m, columns, row, row_groups, tuning.ahead, SMALL_GROUP,
+                                terms)
+        for i in range(row_groups, ceil_div(rows, size)):
+            reduce_odd_group(m, columns, row + i * size, minimum(size, rows - i * size),
+                             terms)
+
+
+# Functions of their own: the code is long.
+
+cdef void reduce_matrix_moments(const Inputs* m, Columns* columns,
+                                const ReduceTuning* tuning) noexcept nogil:
+    reduce_matrix_of(m, columns, tuning, MOMENTS)
+
+
+cdef void reduce_matrix_gradients(const Inputs* m, Columns* columns,
+                                  const ReduceTuning* tuning) noexcept nogil:
+    reduce_matrix_of(m, columns, tuning, GRADIENTS)
+
+
+cdef void reduce_matrix_activated(const Inputs* m, Columns* columns,
+                                  const ReduceTuning* tuning) noexcept nogil:
+    reduce_matrix_of(m, columns, tuning, GRADIENTS | ACTIVATED)
+
+
+cdef inline void reduce_matrix(const Inputs* m, Columns* columns,
+                               const ReduceTuning* tuning, int terms) noexcept nogil:
+    if terms == MOMENTS:
+        reduce_matrix_moments(m, columns, tuning)
+    elif terms & ACTIVATED:
+        reduce_matrix_activated(m, columns, tuning)
     else:
-        reduce_matrix(x, dy, columns, first, tuning, terms)
-
-
-cdef inline void reduce_with_remainder(Matrix x, Matrix dy, Py_ssize_t length, Features features,
-                                       const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                                       const ReduceTuning* tuning, int terms) noexcept nogil:
-    # `length` neighbouring elements as a matrix, and what remains as one more row. A loop,
-    # since the code of a sum is long.
-    cdef int part
-    for part in range(2):
-        reduce_matrix_as(&x, &dy, features, wide, columns, first, tuning, terms)
-        features = later_features(features, x.rows * RUN_COLUMNS)
-        x = remainder_matrix(x, length)
-        dy = remainder_matrix(dy, length)
+        reduce_matrix_gradients(m, columns, tuning)
 
 
 cdef inline elem* gather_pixels(const Job* job, const Operand* operand, Py_ssize_t run,
@@ -36,11 +64,23 @@ cdef inline elem* gather_pixels(const Job* job, const Operand* operand, Py_ssize
     return to
 
 
+cdef inline void reduce_adjacent_pixels(const Job* job, elem* x, elem* dy, Py_ssize_t runs,
+                                        Columns* columns, const ReduceTuning* tuning,
+                                        int terms) noexcept nogil:
+    # As a matrix, and what remains of it as one more row. A loop, since the code of a sum is
+    # long.
+    cdef Inputs m = Inputs(pixel_matrix(job, x, runs), pixel_matrix(job, dy, runs), 0)
+    cdef int part
+    for part in range(2):
+        reduce_matrix(&m, columns, tuning, terms)
+        m = remainder_of(&m, runs * job.view.channels)
+
+
 cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* columns,
                                int terms) noexcept nogil:
     # A block of few channels. Pixels that are apart in memory are gathered, so many
     # at a time as make a whole number of row groups.
-    cdef const Operand* other = &job.dy if terms else &job.x
+    cdef const Operand* other = other_input(job, terms)
     cdef bint gathered = not (gapless_runs(job, &job.x) and gapless_runs(job, other))
     cdef elem x_scratch[ROWS * PIXELS * PIXELS]
     cdef elem dy_scratch[ROWS * PIXELS * PIXELS]
@@ -57,49 +97,43 @@ cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* colu
         x, dy = element(job, &job.x, 0, run, 0), element(job, other, 0, run, 0)
         if gathered:
             x = dy = gather_pixels(job, &job.x, run, runs, x_scratch)
-            if terms:
+            if terms != MOMENTS:
                 dy = gather_pixels(job, other, run, runs, dy_scratch)
-        reduce_with_remainder(
-            pixel_matrix(job, x, runs), pixel_matrix(job, dy, runs),
-            runs * job.view.channels, no_features(), NULL, columns, 0, &tuning, terms)
+        reduce_adjacent_pixels(job, x, dy, runs, columns, &tuning, terms)
+
+
+cdef inline void reduce_runs(const Job* job, const Block* block, Py_ssize_t channel,
+                             Py_ssize_t channels, Columns* columns, int terms) noexcept nogil:
+    cdef const Operand* other = other_input(job, terms)
+    cdef Features features = input_features(job, block, terms)
+    cdef ReduceTuning tuning = reduce_tuning(job, RUN_COLUMNS, terms)
+    cdef Py_ssize_t run, c
+    for run in range(block.run, block.run + block.runs):
+        for c in range(channels):
+            reduce_run(Run(element(job, &job.x, channel + c, run, block.offset),
+                           element(job, other, channel + c, run, block.offset),
+                           features, block.length, c * RUN_COLUMNS),
+                       columns, &tuning, terms, run == block.run)
+
+
+cdef inline void reduce_matrices(const Job* job, const Block* block, Py_ssize_t channel,
+                                 Py_ssize_t channels, Columns* columns, int terms) noexcept nogil:
+    cdef ReduceTuning tuning = reduce_tuning(job, job.x.middle, terms)
+    cdef Py_ssize_t i, c, together = adjacent_inputs(job, channels, terms)
+    cdef Inputs m
+    for i in range(channels // together):
+        c = i * together
+        m = short_inputs(job, block, channel + c, together, c * job.view.inner, terms)
+        reduce_matrix(&m, columns, &tuning, terms)
 
 
 cdef inline void reduce_block(const Job* job, const Block* block, Py_ssize_t channel,
-                              Py_ssize_t channels, const WideColumns* wide, Columns* columns,
-                              int terms) noexcept nogil:
-    # The sums of a block; with `wide` in float64, and each pixel a row.
-    cdef Matrix x, dy
-    cdef const Operand* other = &job.dy if terms else &job.x
-    cdef Py_ssize_t i, c, run, together
-    cdef Py_ssize_t width = columns_per_channel(job), length = block.length
-    cdef ReduceTuning tuning
-    cdef Features features = no_features()
-    if terms and job.view.features:
-        features = features_from(job, block.offset)
-    if wide != NULL or not job.plan.long_runs:
-        memset(columns.s, 0, channels * width * job.plan.pixels * sizeof(double))
-        memset(columns.q, 0, channels * width * job.plan.pixels * sizeof(double))
-    if job.plan.long_runs:
-        tuning = reduce_tuning(job, RUN_COLUMNS, terms)
-        for run in range(block.run, block.run + block.runs):
-            for c in range(channels):
-                if wide == NULL:
-                    reduce_run(element(job, &job.x, channel + c, run, block.offset),
-                               element(job, other, channel + c, run, block.offset), features,
-                               length, columns, c * width, &tuning, terms, run == block.run)
-                    continue
-                x = long_matrix(job, &job.x, block, channel + c, run)
-                dy = long_matrix(job, other, block, channel + c, run)
-                reduce_with_remainder(x, dy, block.length, features, wide, columns, c * width,
-                                      &tuning, terms)
+                              Py_ssize_t channels, Columns* columns, int terms) noexcept nogil:
+    if job.plan.long_runs:      # the first of them clears the sums
+        reduce_runs(job, block, channel, channels, columns, terms)
         return
-    if job.plan.pixels > 1 and wide == NULL:
+    clear_columns(columns, channels * job.view.inner * job.plan.pixels)
+    if job.plan.pixels > 1:
         reduce_pixels(job, block, columns, terms)
-        return
-    together = minimum(neighbours(job, &job.x, channels), neighbours(job, other, channels))
-    tuning = reduce_tuning(job, job.x.middle, terms)
-    for i in range(channels // together):
-        c = i * together
-        x = short_matrix(job, &job.x, block, channel + c, together)
-        dy = short_matrix(job, other, block, channel + c, together)
-        reduce_matrix_as(&x, &dy, no_features(), wide, columns, c * width, &tuning, terms)
+    else:
+        reduce_matrices(job, block, channel, channels, columns, terms)

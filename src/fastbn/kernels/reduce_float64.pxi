@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# The same sums in float64, for blocks where `real` will not do.
+# The same sums in float64, for blocks where `real` will not do: any block, as matrices.
+#
+# May: read the block. May not: decide which blocks, or what their sums mean.
 
-# The same sums in float64, for blocks where `real` will not do.
+cdef enum:
+    ROWS_IN_TURN = 4    # a column by itself would be one long chain of additions
 
 cdef struct WideColumns:
     double pow2_scale[COLUMNS]
     double pivot[COLUMNS]
-    const Columns* own      # of the same columns, if an activation is to be passed
+    const Columns* in_real      # ACTIVATED: the same columns
 
 
-cdef lanes activation_grad_of_one(elem x, elem dy, Features features, const Columns* own,
+cdef lanes activation_grad_of_one(elem x, elem dy, Features features, const Columns* columns,
                                   Py_ssize_t column, lanes* number) noexcept nogil:
-    # What `term` does about an activation, for one element. Returns dy.
+    # What `gradient_term` does about an activation, for one element. Returns dy.
+    cdef const Activation* a = &columns.activation
     cdef lanes z = load_n_or(&x, 1, set1(0))
     number[0] = z
-    if own.activation.inverted:
-        number[0] = leaky_inverse(&own.activation, z)
+    if a.inverted:
+        number[0] = leaky_inverse(a, z)
     else:
-        z = ((z * set1(own.pow2_scale[column]) - set1(own.pivot[column]))
-             * set1(own.scale[column]) + set1(own.shift[column]))
+        z = ((z * set1(columns.pow2_scale[column]) - set1(columns.pivot[column]))
+             * set1(columns.scale[column]) + set1(columns.shift[column]))
         if features.weight != NULL:
             z = z * set1(features.weight[0]) + set1(features.bias[0])
-    return activation_grad_outlined(&own.activation, z, load_n_or(&dy, 1, set1(0)))
+    return activation_grad_outlined(a, z, load_n_or(&dy, 1, set1(0)))
 
 
 cdef inline void wide_term(elem x, elem dy, Features features, const WideColumns* wide,
@@ -33,37 +37,69 @@ cdef inline void wide_term(elem x, elem dy, Features features, const WideColumns
         q[0] = s[0] * s[0]
         return
     s[0] = as_double(dy)
-    if terms == ACTIVATED:
-        s[0] = first_lane(activation_grad_of_one(x, dy, features, wide.own, column, &inverted_x))
+    if terms & ACTIVATED:
+        s[0] = first_lane(activation_grad_of_one(x, dy, features, wide.in_real, column,
+                                                 &inverted_x))
         number = first_lane(inverted_x)
     if features.weight != NULL:
         s[0] *= features.weight[0]
     q[0] = s[0] * (number * wide.pow2_scale[column] - wide.pivot[column])
 
 
-cdef inline void reduce_matrix_f64(const Matrix* x, const Matrix* dy, Features features,
-                                   const WideColumns* wide, Columns* columns, Py_ssize_t first,
-                                   int terms) noexcept nogil:
-    # Four rows at a time: a column by itself would be one long chain of sums.
-    cdef Py_ssize_t row, j, k
-    cdef const elem* xs[4]
-    cdef const elem* dys[4]
-    cdef double s[4]
-    cdef double q[4]
-    for row in range(0, x.rows - 3, 4):
-        for k in range(4):
-            xs[k], dys[k] = row_at(x, row + k), row_at(dy, row + k)
-        for j in range(x.columns):
-            for k in range(4):
-                wide_term(xs[k][j], dys[k][j],
-                          later_features(features, (row + k) * RUN_COLUMNS + j), wide, first + j,
+cdef inline void reduce_matrix_f64(const Inputs* m, Features features, const WideColumns* wide,
+                                   Columns* columns, int terms) noexcept nogil:
+    cdef Py_ssize_t i, row, j, k, rounds = <size_t>m.x.rows // ROWS_IN_TURN
+    cdef const elem* x[ROWS_IN_TURN]
+    cdef const elem* dy[ROWS_IN_TURN]
+    cdef double s[ROWS_IN_TURN]
+    cdef double q[ROWS_IN_TURN]
+    for i in range(rounds):
+        row = i * ROWS_IN_TURN
+        for k in range(ROWS_IN_TURN):
+            x[k], dy[k] = row_at(&m.x, row + k), row_at(&m.dy, row + k)
+        for j in range(m.x.columns):
+            for k in range(ROWS_IN_TURN):
+                wide_term(x[k][j], dy[k][j],
+                          later_features(features, (row + k) * RUN_COLUMNS + j), wide, m.first + j,
                           terms, &s[k], &q[k])
-            columns.s[first + j] += (s[0] + s[1]) + (s[2] + s[3])
-            columns.q[first + j] += (q[0] + q[1]) + (q[2] + q[3])
-    for row in range(x.rows & ~3, x.rows):
-        xs[0], dys[0] = row_at(x, row), row_at(dy, row)
-        for j in range(x.columns):
-            wide_term(xs[0][j], dys[0][j], later_features(features, row * RUN_COLUMNS + j), wide,
-                      first + j, terms, &s[0], &q[0])
-            columns.s[first + j] += s[0]
-            columns.q[first + j] += q[0]
+            columns.s[m.first + j] += (s[0] + s[1]) + (s[2] + s[3])
+            columns.q[m.first + j] += (q[0] + q[1]) + (q[2] + q[3])
+    for row in range(rounds * ROWS_IN_TURN, m.x.rows):
+        x[0], dy[0] = row_at(&m.x, row), row_at(&m.dy, row)
+        for j in range(m.x.columns):
+            wide_term(x[0][j], dy[0][j], later_features(features, row * RUN_COLUMNS + j), wide,
+                      m.first + j, terms, &s[0], &q[0])
+            columns.s[m.first + j] += s[0]
+            columns.q[m.first + j] += q[0]
+
+
+cdef inline void reduce_run_f64(const Job* job, const Block* block, Inputs m,
+                                const WideColumns* wide, Columns* columns,
+                                int terms) noexcept nogil:
+    # As a matrix, and what remains of it as one more row. A loop, since the code of a sum is
+    # long.
+    cdef Features features = input_features(job, block, terms)
+    cdef int part
+    for part in range(2):
+        reduce_matrix_f64(&m, features, wide, columns, terms)
+        features = later_features(features, m.x.rows * RUN_COLUMNS)
+        m = remainder_of(&m, block.length)
+
+
+cdef inline void reduce_block_f64(const Job* job, const Block* block, Py_ssize_t channel,
+                                  Py_ssize_t channels, const WideColumns* wide, Columns* columns,
+                                  int terms) noexcept nogil:
+    cdef Py_ssize_t i, c, run, together, width = columns_per_channel(job)
+    cdef Inputs m
+    clear_columns(columns, channels * width)
+    if job.plan.long_runs:
+        for run in range(block.run, block.run + block.runs):
+            for c in range(channels):
+                m = long_inputs(job, block, channel + c, run, c * width, terms)
+                reduce_run_f64(job, block, m, wide, columns, terms)
+        return
+    together = adjacent_inputs(job, channels, terms)
+    for i in range(channels // together):
+        c = i * together
+        m = short_inputs(job, block, channel + c, together, c * width, terms)
+        reduce_matrix_f64(&m, no_features(), wide, columns, terms)

@@ -1,55 +1,53 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # A long run to the sums of the RUN_COLUMNS columns that its channel owns.
+#
+# May: read the run. May not: know which run it is.
 
 cdef enum:
     IN_L1 = 1024            # elements; a whole number of row groups
 
 
-cdef inline void reduce_chunk(const elem* x, const elem* dy, Features features, Py_ssize_t n,
-                              Columns* columns, Py_ssize_t first, ptrdiff_t ahead, bint small,
-                              int terms, bint weighted, bint fresh) noexcept nogil:
-    # n neighbouring elements as rows of RUN_COLUMNS, the last one perhaps a part; what
-    # they are added to is 0, if they are the first ones.
-    cdef size_t size = RUN_COLUMNS * (SMALL_GROUP if small else ROWS)
-    cdef Py_ssize_t k, j, groups = <size_t>n // size, left = <size_t>n % size
+cdef inline void reduce_chunk(const Run* chunk, Columns* columns, ptrdiff_t ahead, int size,
+                              int terms, bint fresh) noexcept nogil:
+    # As rows of RUN_COLUMNS, the last one perhaps a part. What they are added to is 0, if
+    # the chunk is the first one.
+    cdef size_t step = RUN_COLUMNS * size
+    cdef Py_ssize_t row_groups = <size_t>chunk.length // step, left = <size_t>chunk.length % step
+    cdef Py_ssize_t k, j, rows = ceil_div(left, RUN_COLUMNS)
     cdef RowGroup g
     cdef WideSums sums
-    g.x_step = RUN_COLUMNS
-    g.dy_step = RUN_COLUMNS
+    g.x_step = g.dy_step = RUN_COLUMNS
     for k in range(RUN_COLUMNS // WIDTH):
         j = k * WIDTH
-        g.x = x + j
-        g.dy = dy + j
-        g.weighted = weighted
-        if weighted:
-            g.features = later_features(features, j)
-        load_columns(columns, first, terms, &g)
+        g.x, g.dy = chunk.x + j, chunk.dy + j
+        if terms & WEIGHTED:
+            g.features = later_features(chunk.features, j)
+        load_columns(columns, chunk.first, terms, &g)   # which all columns of a channel share
         if fresh:
             clear_sums(&sums)
         else:
-            load_sums(columns, first + j, &sums)
-        reduce_row_groups(&g, groups, ahead if j % LINE == 0 else 0, small, terms, &sums)
+            load_sums(columns, chunk.first + j, &sums)
+        reduce_row_groups(&g, row_groups, once_a_line(ahead, j), size, terms, &sums)
         if left:
-            flush_to_f64(&sums, sum_last_rows(&g, ceil_div(left, RUN_COLUMNS), left - j, terms))
-        store_sums(&sums, first + j, columns)
+            g.part = maximum(0, minimum(WIDTH, left - (rows - 1) * RUN_COLUMNS - j))
+            flush_to_f64(&sums, sum_last_rows(&g, rows, PART, terms))
+        store_sums(&sums, chunk.first + j, columns)
 
 
-cdef inline void reduce_run(const elem* x, const elem* dy, Features features, Py_ssize_t length,
-                            Columns* columns, Py_ssize_t first, const ReduceTuning* tuning,
-                            int terms, bint fresh) noexcept nogil:
-    cdef Py_ssize_t n
+cdef inline void reduce_run(Run run, Columns* columns, const ReduceTuning* tuning, int terms,
+                            bint fresh) noexcept nogil:
+    cdef Run chunk
     while True:
-        n = minimum(IN_L1, length)
-        if terms != MOMENTS and features.weight != NULL:
-            reduce_chunk(x, dy, features, n, columns, first, tuning.ahead, False, terms, True,
-                         fresh)
-        elif tuning.group_rows == ROWS:
-            reduce_chunk(x, dy, features, n, columns, first, tuning.ahead, False, terms, False,
-                         fresh)
+        chunk = run
+        chunk.length = minimum(IN_L1, run.length)
+        if terms != MOMENTS and run.features.weight != NULL:
+            reduce_chunk(&chunk, columns, tuning.ahead, ROWS, terms | WEIGHTED, fresh)
+        elif tuning.group_rows == SMALL_GROUP:
+            reduce_chunk(&chunk, columns, 0, SMALL_GROUP, terms, fresh)
         else:
-            reduce_chunk(x, dy, features, n, columns, first, 0, True, terms, False, fresh)
-        length -= n
-        if length == 0:
+            reduce_chunk(&chunk, columns, tuning.ahead, ROWS, terms, fresh)
+        if chunk.length == run.length:
             return
-        x, dy, fresh = x + n, dy + n, False
-        features = later_features(features, n)
+        run = Run(run.x + IN_L1, run.dy + IN_L1, later_features(run.features, IN_L1),
+                  run.length - IN_L1, run.first)
+        fresh = False

@@ -17,13 +17,10 @@ cdef enum:
     ROWS = 8                # rows of a row group
     SMALL_GROUP = 4         # the same in a channel of few values, where fewer of them
     FEW_VALUES = 512        # average their rounding errors out
-    WHOLE = -RUN_COLUMNS    # no part of a row is missing
-
 
 cdef enum:
-    # What is summed: `gradient` below, a constant.
-    MOMENTS, GRADIENTS, ACTIVATED
-
+    # Of a row, all columns of a register are there, or, if it is the last one, the first.
+    WHOLE, PART
 
 cdef struct RowGroup:
     # Up to ROWS rows of one register of columns.
@@ -31,56 +28,61 @@ cdef struct RowGroup:
     const elem* dy
     ptrdiff_t x_step
     ptrdiff_t dy_step
-    bint weighted
-    Features features           # RUN_COLUMNS to a row
+    Features features           # WEIGHTED: RUN_COLUMNS to a row
+    Py_ssize_t part             # PART: so many columns of the last row are there
     lanes pow2_scale
     lanes pivot
     lanes scale
     lanes shift
     const Activation* activation
 
-
 cdef struct RealSums:
+    # The two sums of one register of columns, or one term of each.
     lanes s
     lanes q
 
 
-cdef inline lanes preactivation(const RowGroup* g, Py_ssize_t row, lanes d) noexcept nogil:
+cdef inline lanes preactivation(const RowGroup* g, Py_ssize_t row, lanes d,
+                                int terms) noexcept nogil:
     # What the activation saw.
     cdef lanes z = d * g.scale + g.shift
-    if g.weighted:
+    if terms & WEIGHTED:
         z = (z * load_real(g.features.weight + row * RUN_COLUMNS)
              + load_real(g.features.bias + row * RUN_COLUMNS))
     return z
 
 
-cdef inline RealSums term(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
-                          int terms) noexcept nogil:
-    # WHOLE, or the last row of a run: `left` elements from row 0 on are the run's,
-    # and columns past them get terms of 0. In trees, too, it is the last row.
+cdef inline RealSums moment_term(const RowGroup* g, Py_ssize_t row, int extent) noexcept nogil:
+    cdef const elem* x = g.x + row * g.x_step
     cdef RealSums t
-    cdef lanes d, z, number
+    t.s = (load(x) if extent == WHOLE else load_n_or(x, g.part, g.pivot)) - g.pivot
+    t.q = t.s * t.s
+    return t
+
+
+cdef inline RealSums gradient_term(const RowGroup* g, Py_ssize_t row, int extent,
+                                   int terms) noexcept nogil:
     cdef const elem* x = g.x + row * g.x_step
     cdef const elem* dy = g.dy + row * g.dy_step
-    cdef Py_ssize_t n = maximum(0, minimum(WIDTH, left - row * RUN_COLUMNS))
-    number = load(x) if left == WHOLE else load_n_or(x, n, set1(0) if terms else g.pivot)
-    if terms:
-        t.s = force_register(load(dy)) if left == WHOLE else load_n_or(dy, n, set1(0))
-        z = number
-        if terms == ACTIVATED and g.activation.inverted:
-            number = leaky_inverse(g.activation, number)
-        d = number * g.pow2_scale - g.pivot
-        if terms == ACTIVATED:
-            t.s = activation_grad_outlined(g.activation,
-                                           z if g.activation.inverted else preactivation(g, row, d),
-                                           t.s)
-        if g.weighted:
-            t.s = t.s * load_real(g.features.weight + row * RUN_COLUMNS)
-    else:
-        t.s = number - g.pivot
-        d = t.s
+    cdef lanes number = load(x) if extent == WHOLE else load_n_or(x, g.part, set1(0))
+    cdef lanes d, z = number
+    cdef RealSums t
+    t.s = force_register(load(dy)) if extent == WHOLE else load_n_or(dy, g.part, set1(0))
+    if terms & ACTIVATED and g.activation.inverted:
+        number = leaky_inverse(g.activation, number)
+    d = number * g.pow2_scale - g.pivot
+    if terms & ACTIVATED:
+        t.s = activation_grad_outlined(
+            g.activation, z if g.activation.inverted else preactivation(g, row, d, terms), t.s)
+    if terms & WEIGHTED:
+        t.s = t.s * load_real(g.features.weight + row * RUN_COLUMNS)
     t.q = t.s * d
     return t
+
+
+cdef inline RealSums term(const RowGroup* g, Py_ssize_t row, int extent, int terms) noexcept nogil:
+    # Columns that are not there get terms of 0.
+    return moment_term(g, row, extent) if terms == MOMENTS else gradient_term(g, row, extent, terms)
 
 
 cdef inline RealSums add_sums(RealSums a, RealSums b) noexcept nogil:
@@ -90,33 +92,40 @@ cdef inline RealSums add_sums(RealSums a, RealSums b) noexcept nogil:
     return t
 
 
-cdef inline RealSums sum_2_rows(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
+# The extent of several rows is that of the last one.
+
+cdef inline RealSums sum_2_rows(const RowGroup* g, Py_ssize_t row, int extent,
                                 int terms) noexcept nogil:
-    return add_sums(term(g, row, WHOLE, terms), term(g, row + 1, left, terms))
+    return add_sums(term(g, row, WHOLE, terms), term(g, row + 1, extent, terms))
 
 
-cdef inline RealSums sum_4_rows(const RowGroup* g, Py_ssize_t row, Py_ssize_t left,
+cdef inline RealSums sum_4_rows(const RowGroup* g, Py_ssize_t row, int extent,
                                 int terms) noexcept nogil:
-    return add_sums(sum_2_rows(g, row, WHOLE, terms), sum_2_rows(g, row + 2, left, terms))
+    return add_sums(sum_2_rows(g, row, WHOLE, terms), sum_2_rows(g, row + 2, extent, terms))
 
 
-cdef inline RealSums sum_8_rows(const RowGroup* g, Py_ssize_t left, int terms) noexcept nogil:
-    return add_sums(sum_4_rows(g, 0, WHOLE, terms), sum_4_rows(g, 4, left, terms))
+cdef inline RealSums sum_8_rows(const RowGroup* g, int extent, int terms) noexcept nogil:
+    return add_sums(sum_4_rows(g, 0, WHOLE, terms), sum_4_rows(g, 4, extent, terms))
 
 
-cdef inline RealSums sum_last_rows(const RowGroup* g, Py_ssize_t rows, Py_ssize_t left,
+cdef inline RealSums sum_row_group(const RowGroup* g, int size, int terms) noexcept nogil:
+    # A whole one, of ROWS or SMALL_GROUP rows.
+    return sum_8_rows(g, WHOLE, terms) if size == ROWS else sum_4_rows(g, 0, WHOLE, terms)
+
+
+cdef inline RealSums sum_last_rows(const RowGroup* g, Py_ssize_t rows, int extent,
                                    int terms) noexcept nogil:
-    # Up to ROWS rows: a tree for each bit of their number, no deeper than a whole one.
-    # If there is a part of a row, it is in the last of them.
+    # Up to ROWS rows: pairwise sums for each bit of their number, no deeper than a whole
+    # row group.
     cdef RealSums t
     if rows == ROWS:
-        return sum_8_rows(g, left, terms)
+        return sum_8_rows(g, extent, terms)
     if rows & 3 == 3:
-        t = add_sums(sum_2_rows(g, rows & 4, WHOLE, terms), term(g, rows & 6, left, terms))
+        t = add_sums(sum_2_rows(g, rows & 4, WHOLE, terms), term(g, rows & 6, extent, terms))
     elif rows & 2:
-        t = sum_2_rows(g, rows & 4, left, terms)
+        t = sum_2_rows(g, rows & 4, extent, terms)
     elif rows & 1:
-        t = term(g, rows & 4, left, terms)
+        t = term(g, rows & 4, extent, terms)
     else:
-        return sum_4_rows(g, 0, left, terms)
+        return sum_4_rows(g, 0, extent, terms)
     return add_sums(sum_4_rows(g, 0, WHOLE, terms), t) if rows & 4 else t
