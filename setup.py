@@ -24,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 KERNELS = ROOT / "src" / "fastbn" / "kernels"
+ENGINE = ROOT / "src" / "fastbn" / "engine"
 INCLUDE = ROOT / "src" / "fastbn" / "include"
 SHIMS = ROOT / "build" / "shims"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -78,7 +79,12 @@ def module(name: str, *, openmp: bool = False) -> Extension:
     return Extension(
         f"fastbn.{name}",
         [f"src/fastbn/{name.replace('.', '/')}.pyx"],
-        include_dirs=[np.get_include(), relative(KERNELS.parent), relative(INCLUDE)],
+        include_dirs=[
+            np.get_include(),
+            relative(KERNELS.parent),
+            relative(ENGINE),
+            relative(INCLUDE),
+        ],
         define_macros=MACROS,
         extra_compile_args=FLAGS + (OPENMP if openmp and WANT_OPENMP else []),
         extra_link_args=OPENMP_LIBRARY if openmp and WANT_OPENMP else [],
@@ -97,9 +103,9 @@ def kernels(level: str, dtype: str) -> Extension:
         f"fastbn.kernels.{name}",
         [relative(shim)],
         depends=sorted(map(relative, [*KERNELS.glob("*.pxi"), *KERNELS.glob("*.h")])),
-        include_dirs=[relative(KERNELS)],
+        include_dirs=[relative(KERNELS), relative(INCLUDE)],
         define_macros=[
-            (f"FASTBN_{dtype.upper()}", "1"),
+            (f"FASTBN_ELEM_{dtype.upper()}", "1"),
             ("CYTHON_INLINE", "__attribute__((always_inline)) inline"),
         ],
         extra_compile_args=FLAGS + LEVELS[level],
@@ -166,12 +172,12 @@ setup(
         [
             module("_build"),
             module("_threads", openmp=True),
-            module("_view"),
+            module("_numpy.binding"),
             module("torch._direct"),
-            module("kernels.drivers", openmp=True),
+            module("engine.core", openmp=True),
             *(kernels(level, dtype) for level in LEVELS for dtype in DTYPES),
         ],
-        include_path=["src", relative(KERNELS)],
+        include_path=["src", relative(KERNELS), relative(ENGINE)],
         # Nothing here relies on the GIL: tests/test_threads.py.
         compiler_directives={"freethreading_compatible": True},
         build_dir="build/cython",

@@ -10,7 +10,10 @@
                     each prepared as well as it can be
     native.py       compiles copies.c and onednn.c, which are no part of the package
     race.py         times the contenders of a case in interleaved rounds
-    report.py       JSON -> Markdown tables and plots
+    machine.py      date, processor, versions, command
+    results.py      what a run has found, in memory and as JSON
+    report.py       results -> Markdown; also the pages of docs/tables
+    plots.py        results -> plots
     __main__.py     the command line; one process for each number of threads
 
 Run it on an idle machine: nothing else, not even an editor that compiles.

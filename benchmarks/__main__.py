@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import datetime
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.results import Results
 
 # Said here once more, because only a worker may import NumPy: it counts processors then.
 NORMS = ("batch", "layer", "rms", "group", "instance")
@@ -23,7 +21,6 @@ OPERATIONS = ("inference", "training", "forward", "backward")
 LAYOUTS = ("NCHW", "NHWC", "rows")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PEERS = ("numpy", "torch", "onnxruntime", "jax", "onednn")
-PACKAGES = ("numpy", "torch", "onnxruntime", "jax", "onednn-cpu-gomp")
 
 
 def parsed() -> argparse.Namespace:
@@ -47,6 +44,8 @@ def parsed() -> argparse.Namespace:
     add("--output", type=Path, default=Path("benchmark-results"), help="folder for the results")
     add("--report", type=Path, help="only write the report of an earlier results.json")
     add("--again", type=Path, help="with --report: a second run, to say how far figures moved")
+    add("--tables", type=Path, help="only write FOLDER/*.md from FOLDER/measurements/*.json",
+        metavar="FOLDER")  # fmt: skip
     arguments = parser.parse_args()
     if max(arguments.threads) > processors or min(arguments.threads) < 1:
         parser.error(f"--threads: expected numbers from 1 to {processors}, the processors here")
@@ -55,12 +54,14 @@ def parsed() -> argparse.Namespace:
     return arguments
 
 
-def run_in_processes(arguments: argparse.Namespace) -> dict[str, object]:
+def run_in_processes(arguments: argparse.Namespace) -> Results:
     """Run each number of threads in a process of its own; return all the results.
 
     A process is the one limit that every library obeys: XLA, for one, counts the
     processors it may use when it starts.
     """
+    from benchmarks import machine, results
+
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         for threads in arguments.threads:
@@ -70,8 +71,10 @@ def run_in_processes(arguments: argparse.Namespace) -> dict[str, object]:
             environment["FASTBN_BENCHMARK_WORKER"] = "1"
             if subprocess.run(command, env=environment).returncode:
                 raise SystemExit("no results")  # the process has said why
-            parts.append(json.loads(Path(folder, "results.json").read_text()))
-    return parts[0] | {"cases": [case for part in parts for case in part["cases"]]}
+            parts.append(results.read(Path(folder, "results.json")))
+    found = results.merged(parts)
+    found.command = machine.command("benchmarks")
+    return found
 
 
 def limit_processors(threads: int) -> None:
@@ -79,34 +82,11 @@ def limit_processors(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 
 
-def machine() -> dict[str, object]:
-    import fastbn
-
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(": ")[1] for line in lines if "model name" in line), processor)
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor,
-        "processors": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "fastbn": fastbn.show_config(),
-        "versions": versions,
-    }
-
-
-def run_cases(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
+def run_cases(arguments: argparse.Namespace) -> Results:
     from tqdm import tqdm
 
-    from benchmarks import cases, contenders, race
+    from benchmarks import cases, contenders, machine, race
+    from benchmarks.results import Results
     from fastbn import _dispatch
 
     peers = tuple(arguments.peers)
@@ -127,54 +107,53 @@ def run_cases(arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
     bar = tqdm(
         todo, unit="case", desc=f"threads: {arguments.threads[0]}", smoothing=0.05, mininterval=2
     )
+    found = Results(machine.machine(), machine.command("benchmarks"))
     arrays = None
     for case in bar:
         bar.set_postfix_str(case.name)
         arrays = arrays.of(case) if arrays and arrays.fit(case) else cases.Arrays(case)
-        found = contenders.contenders(arrays, levels, peers)
-        lanes = race.race(found, arguments.budget)
+        lanes = race.race(contenders.contenders(arrays, levels, peers), arguments.budget)
         copies = [lane for lane in lanes if lane.contender.kind == "copy"]
         copy = min(copies, key=lambda lane: lane.median)
-        yield dataclasses.asdict(case) | {
-            "bytes": case.nbytes,
-            "copy": copy.median,
-            "contenders": [
-                {
-                    "name": lane.contender.name,
-                    "kind": lane.contender.kind,
-                    "seconds": lane.median,
-                    "spread": lane.spread,
-                    "ratio": race.ratio(lane, copy),
-                    "rounds": len(lane.times),
-                    "error": lane.contender.error,
-                }
-                for lane in lanes
-                if lane.contender.kind != "copy"
-            ],
-        }
+        others = [lane for lane in lanes if lane not in copies]
+        found.add(race.outcome(case, others, copy))
+        for contender in (lane.contender for lane in others):
+            name = "fastbn" if "fastbn" in contender.kind else contender.name
+            found.add_error((case.norm, case.dtype, case.op, name), contender.error)
+    return found
+
+
+def work(arguments: argparse.Namespace, file: Path) -> None:
+    """Run the cases in this process, which has been started for one number of threads."""
+    limit_processors(arguments.threads[0])
+    from benchmarks import results
+
+    results.write(run_cases(arguments), file)
 
 
 def main() -> None:
     arguments = parsed()
     warnings.filterwarnings("ignore", message=".*os.fork.*")
-    arguments.output.mkdir(parents=True, exist_ok=True)
     file = arguments.output / "results.json"
-    if arguments.report:
-        results = json.loads(arguments.report.read_text())
-    elif "FASTBN_BENCHMARK_WORKER" in os.environ:
-        limit_processors(arguments.threads[0])
-        results = {"machine": machine(), "cases": list(run_cases(arguments))}
-        file.write_text(json.dumps(results))
+    if "FASTBN_BENCHMARK_WORKER" in os.environ:
+        work(arguments, file)
         return
-    else:
-        results = run_in_processes(arguments)
-        file.write_text(json.dumps(results))
-    from benchmarks import report
+    from benchmarks import plots, report, results
 
-    print(report.summary(results))
-    report.write(results, arguments.output)
+    if arguments.tables:
+        report.write_pages(arguments.tables)
+        return
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.report:
+        found = results.read(arguments.report)
+    else:
+        found = run_in_processes(arguments)
+        results.write(found, file)
+    print(report.summary(found))
+    report.write(found, arguments.output)
+    plots.write(found, arguments.output)
     if arguments.again:
-        print("\n" + report.moved(results, json.loads(arguments.again.read_text())))
+        print("\n" + report.moved(found, results.read(arguments.again)))
     print(f"written: {', '.join(sorted(str(path) for path in arguments.output.iterdir()))}")
 
 

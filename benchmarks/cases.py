@@ -158,6 +158,11 @@ class Case:
         return np.dtype(self.dtype).itemsize == 2
 
     @property
+    def rows(self) -> bool:
+        """Are neighbouring elements of different channels, or features of a row?"""
+        return self.layout != "NCHW" or len(self.shape) == 2 or set(self.shape[2:]) == {1}
+
+    @property
     def nbytes(self) -> int:
         """The size of x."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize

@@ -5,7 +5,8 @@
 
 Each operation with and without them, in interleaved rounds: time of the plain one, the others
 as ratios to it. And where PyTorch is installed, a training step of norm, add and ReLU,
-forward and backward, beside PyTorch's three operations with autograd. Prints Markdown.
+forward and backward, beside PyTorch's three operations with autograd. Prints Markdown and
+writes fused-operations.json and fused-training-step.json.
 Like `python -m benchmarks` it needs an idle machine.
 """
 
@@ -14,8 +15,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +24,10 @@ from tqdm import tqdm
 import fastbn
 from benchmarks.cases import EPS, MOMENTUM, NETWORKS, Arrays, Case
 from benchmarks.contenders import Contender, python_calls
-from benchmarks.race import Lane, race, ratio
+from benchmarks.machine import command, machine
+from benchmarks.race import outcome, race
+from benchmarks.report import comparison
+from benchmarks.results import Results, write
 
 try:
     import torch
@@ -131,61 +135,49 @@ def reordered(gradients: tuple[torch.Tensor, ...], t: Tensors) -> Iterator[np.nd
     yield t.stored(dresidual)
 
 
-def geometric_mean(values: list[float]) -> float:
-    return float(np.exp(np.mean(np.log(values))))
+def cases(shapes: Iterable[tuple[int, ...]], threads: int, *ops: str) -> list[Case]:
+    return [
+        Case("batch", "ResNet-50", shape, layout, op, "float32", threads)
+        for layout, op, shape in itertools.product(("NCHW", "NHWC"), ops, shapes)
+    ]
 
 
-def table(title: str, names: list[str], rows: dict[Case, list[Lane]]) -> None:
-    """Print the first lane's time, the ratios of the others to it, and their means."""
-    print(f"\n{title}\n")
-    print(f"| layout | op | shape | {names[0]} | " + " | ".join(names[1:]) + " |")
-    print("| --- " * (len(names) + 3) + "|")
-    ratios = defaultdict(list)
-    for case, lanes in rows.items():
-        these = [ratio(lane, lanes[0]) for lane in lanes[1:]]
-        ratios[case.layout, case.op].append(these)
-        shape = "x".join(map(str, case.shape))
-        cells = [f"{lanes[0].median * 1e3:.3f} ms", *(f"{r:.2f}" for r in these)]
-        print(f"| {case.layout} | {case.op} | {shape} | " + " | ".join(cells) + " |")
-    for (layout, op), these in ratios.items():
-        means = [f"{geometric_mean(list(column)):.2f}" for column in zip(*these, strict=True)]
-        print(f"| {layout} | {op} | geometric mean | | " + " | ".join(means) + " |")
-
-
-def run(make: Callable[[Fused], Iterator[Contender]], cases: list[Case], budget: float):
-    bar = tqdm(cases, unit="case")
-    rows = {}
+def run(
+    make: Callable[[Fused], Iterator[Contender]], todo: list[Case], budget: float, found: Results
+) -> None:
+    """Add the cases to `found`; the first contender is the unit."""
+    bar = tqdm(todo, unit="case")
     for case in bar:
         bar.set_postfix_str(case.name)
-        rows[case] = race(list(make(Fused(case))), budget)
-    return rows
+        lanes = race(list(make(Fused(case))), budget)
+        found.add(outcome(case, lanes, lanes[0]))
 
 
 def main() -> None:
+    processors = os.cpu_count() or 1
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fusion", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two shapes")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, processors}))
     parser.add_argument("--budget", type=float, default=1.0, help="seconds for each case, about")
+    parser.add_argument("--output", type=Path, default=Path("benchmark-results"))
     arguments = parser.parse_args()
-    fastbn.set_num_threads(arguments.threads)
     shapes = QUICK if arguments.quick else NETWORKS["ResNet-50"]
-
-    def cases(*ops: str) -> list[Case]:
-        return [
-            Case("batch", "ResNet-50", shape, layout, op, "float32", arguments.threads)
-            for layout, op, shape in itertools.product(("NCHW", "NHWC"), ops, shapes)
-        ]
-
-    rows = run(fusions, cases("inference", "training", "backward"), arguments.budget)
-    print(f"{arguments.threads} of {os.cpu_count()} processors")
-    table("Batch norm, and ratios to it", list(FUSIONS), rows)
+    here = machine(), command("benchmarks.fusion")
+    fused, stepped = Results(*here, unit="plain"), Results(*here, unit="fastbn")
+    for threads in arguments.threads:
+        fastbn.set_num_threads(threads)
+        todo = cases(shapes, threads, "inference", "training", "backward")
+        run(fusions, todo, arguments.budget, fused)
+        if torch is not None:
+            torch.set_num_threads(threads)
+            run(steps, cases(shapes, threads, "step"), arguments.budget, stepped)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name, found in ("fused-operations", fused), ("fused-training-step", stepped):
+        if found.outcomes:
+            print(f"\n# {name}\n\n{comparison(found)}")
+            write(found, arguments.output / f"{name}.json")
     if torch is None:
         print("\nPyTorch is not installed: no training steps")
-        return
-    torch.set_num_threads(arguments.threads)
-    rows = run(steps, cases("step"), arguments.budget)
-    names = ["fastbn", "fastbn out=", "PyTorch", "PyTorch in place"]
-    table("A training step of norm, add and ReLU, and ratios to it", names, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.cases import Case
 from benchmarks.contenders import Contender
+from benchmarks.results import Outcome
 
 SHORTEST = 2e-3  # seconds that a contender runs in a round, at least
 FEWEST, MOST = 5, 25
@@ -89,6 +91,13 @@ def _undecided(lanes: Sequence[Lane]) -> bool:
 
 def _median(lane: Lane) -> float:
     return lane.median
+
+
+def outcome(case: Case, lanes: Sequence[Lane], unit: Lane) -> Outcome:
+    """Return what is kept of a race: the unit's time, and ratios to it."""
+    ratios = {lane.contender.name: ratio(lane, unit) for lane in lanes}
+    kinds = {lane.contender.name: lane.contender.kind for lane in lanes}
+    return Outcome(case, unit.median, ratios, kinds)
 
 
 def ratio(lane: Lane, yardstick: Lane) -> float:

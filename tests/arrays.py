@@ -96,13 +96,16 @@ def orders_of(dtype, orders=ORDERS):
     return [order for order in orders if not (order == "swapped" and dtype == "bfloat16")]
 
 
-# Explicit binary digits, and the exponent of the smallest normal number.
+# Every dtype: explicit binary digits, and the exponent of the smallest normal number.
 DIGITS = {
     "float16": (10, -14),
     "bfloat16": (7, -126),
     "float32": (23, -126),
     "float64": (52, -1022),
 }
+DTYPES = [*DIGITS]
+HALVES = [dtype for dtype in DTYPES if "16" in dtype]
+FLOATS = [dtype for dtype in DTYPES if dtype not in HALVES]
 
 
 def half_ulp(size, dtype):
@@ -115,6 +118,7 @@ def half_ulp(size, dtype):
 def assert_near(actual, expected, room):
     """Within `room` of the exact number before it was rounded to the dtype of `actual`."""
     assert actual.shape == expected.shape
+    assert np.isfinite(room).all(), "in an infinite room nothing is wrong"
     allowed = room + half_ulp(np.abs(expected) + room, actual.dtype.name)
     error = np.abs(actual.astype(np.float64) - expected)
     # Said so that NaN is an error.
@@ -136,6 +140,7 @@ def same_samples(y, period):
     """Raise unless y is one batch of `period` samples over and over, by its bytes."""
     # As integers, which NumPy compares many times faster than float16.
     patterns = np.ascontiguousarray(y).view(f"u{y.itemsize}")
+    assert len(y) > period
     assert (patterns[period:] == patterns[:-period]).all()
 
 

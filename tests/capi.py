@@ -19,6 +19,7 @@ from ctypes import (
     sizeof,
 )
 
+import cases
 import numpy as np
 
 import fastbn
@@ -26,7 +27,7 @@ import fastbn
 NORMS = {"batch": 1, "instance": 2, "group": 3, "layer": 4, "rms": 5}
 STATISTICS, INFERENCE, FORWARD, BACKWARD, BACKWARD_INFERENCE = range(1, 6)
 DTYPES = {"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4}
-ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2, "silu": 3, "relu6": 4}
+ACTIVATIONS = {None: 0} | cases.ACTIVATIONS
 (OK, UNKNOWN_FIELD, NULL_POINTER, BAD_OPERATION, BAD_DTYPE, BAD_SHAPE, BAD_AXIS, BAD_GROUPS,
  BAD_NUMBER, ONE_VALUE, BAD_STRIDES, MISALIGNED, BAD_WORKERS, BAD_WORKSPACE,
  BAD_TASK, OVERLAP) = range(16)  # fmt: skip

@@ -5,10 +5,22 @@ import ctypes
 import platform
 import sys
 
+import everywhere
 import pytest
+from arrays import DTYPES, FLOATS, HALVES
 
 import fastbn
 from fastbn import _dispatch, _threads
+
+
+def pytest_report_header(config):
+    return everywhere.report()
+
+
+def pytest_terminal_summary(terminalreporter):
+    # Once more at the end, where it is read: what this run has not compared.
+    for line in everywhere.report()[1:]:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(params=_dispatch.runnable())
@@ -17,8 +29,14 @@ def level(request):
         yield request.param
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=FLOATS)
 def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=FLOATS)
+def kept(request):
+    """The dtype of running statistics."""
     return request.param
 
 
@@ -29,13 +47,19 @@ def half_type(name):
     return name
 
 
-@pytest.fixture(params=["float16", "bfloat16"])
+@pytest.fixture(params=HALVES)
 def half(request):
     return half_type(request.param)
 
 
-@pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])
+@pytest.fixture(params=DTYPES)
 def any_dtype(request):
+    return half_type(request.param)
+
+
+@pytest.fixture(params=DTYPES)
+def parameters(request):
+    """The dtype of weight and bias."""
     return half_type(request.param)
 
 

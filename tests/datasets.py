@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The bars of docs/numerics.md, and the data that has broken other implementations."""
+"""The data that has broken other implementations."""
 
 import numpy as np
-
-VARIANCE = 3e-7  # relative, float32
-WRITTEN = 5e-6  # absolute, of unit-variance data
 
 
 def datasets(n, channels, mean, seed=0):

@@ -9,6 +9,10 @@ that "rms" has no mean.
 Checked against finite differences in test_oracle.py. Knows nothing of fastbn.
 """
 
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -63,13 +67,27 @@ def along(vector, seen, axes, missing):
     return np.expand_dims(vector.reshape([seen.shape[i] for i in axes]), others)
 
 
+def total(terms, axes, keepdims=False):
+    """The sum, added pairwise: along neighbours in memory NumPy does so, across them not."""
+    rows = np.moveaxis(terms, axes, range(-len(axes), 0))
+    kept = rows.shape[: rows.ndim - len(axes)]
+    rows = np.ascontiguousarray(rows).reshape(*kept, math.prod(rows.shape[len(kept) :]))
+    return np.expand_dims(rows.sum(-1), axes) if keepdims else rows.sum(-1)
+
+
+def average(terms, axes, keepdims=False):
+    with np.errstate(invalid="ignore"):  # of nothing
+        count = np.float64(math.prod(terms.shape[axis] for axis in axes))
+        return np.asarray(total(terms, axes, keepdims) / count)
+
+
 def moments(op, x, what=None, layout=None):
     """Mean and biased variance of each group, two passes; for rms 0 and the mean square."""
     seen, reduced, _ = see(op, x, what, layout)
-    mean = np.asarray(seen.mean(reduced))
+    mean = average(seen, reduced)
     if op == "rms":
         mean = np.zeros_like(mean)
-    return mean, np.asarray(((seen - np.expand_dims(mean, reduced)) ** 2).mean(reduced))
+    return mean, average((seen - np.expand_dims(mean, reduced)) ** 2, reduced)
 
 
 def forward(op, x, mean, var, weight=None, bias=None, eps=1e-5, what=None, layout=None):
@@ -87,47 +105,78 @@ def gradients(op, dy, x, mean, invstd, weight=None, training=True, what=None, la
     mean, invstd = (np.expand_dims(np.asarray(v, np.float64), reduced) for v in (mean, invstd))
     xhat = (seen - mean) * invstd
     others = tuple(i for i in range(seen.ndim) if i not in varying)
-    dbias = dy.sum(others)
-    dweight = (dy * xhat).sum(others)
+    dbias = total(dy, others)
+    dweight = total(dy * xhat, others)
     if op in ("group", "instance"):
         dweight, dbias = dweight.reshape(-1), dbias.reshape(-1)
     dxhat = dy * along(weight, seen, varying, 1)
     dx = dxhat
     if training:
-        dx = dx - xhat * (dxhat * xhat).mean(reduced, keepdims=True)
+        dx = dx - xhat * average(dxhat * xhat, reduced, keepdims=True)
         if op != "rms":
-            dx = dx - dxhat.mean(reduced, keepdims=True)
+            dx = dx - average(dxhat, reduced, keepdims=True)
     return unsee(invstd * dx, op, x, layout), dweight, dbias
 
 
 # What may follow a normalisation: z is what it returned, and the residual if there is one.
 
 
-def activated(z, activation=None, negative_slope=0.01):
-    """Return y, of finite z."""
-    if activation is None:
-        return z
-    if activation == "silu":
-        return z * sigmoid(z)
-    if activation == "relu6":
-        return np.clip(z, 0, 6)
-    return np.where(z > 0, z, z * (0 if activation == "relu" else negative_slope))
+class Activation(NamedTuple):
+    """Both of z and the negative slope: y, whose limit stands for it at infinity; dy / dz."""
 
-
-def slope(z, activation=None, negative_slope=0.01):
-    """Return dy / dz; at the kink that of its left side, at the 6 of relu6 its right one."""
-    if activation is None:
-        return np.ones_like(z)
-    if activation == "silu":
-        return sigmoid(z) * (1 + z * (1 - sigmoid(z)))
-    if activation == "relu6":
-        return np.where((z > 0) & (z < 6), 1.0, 0)
-    return np.where(z > 0, 1.0, 0 if activation == "relu" else negative_slope)
+    value: Callable
+    slope: Callable
+    kinks: tuple = ()  # where y has no derivative, and the slope is that of one side
 
 
 def sigmoid(z):
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-z))
+
+
+def times(z, factor):
+    """The product, but 0 where the factor is: of -Inf, too."""
+    with np.errstate(invalid="ignore"):
+        return np.where(factor == 0, 0.0, z * factor)
+
+
+def ramp(z):
+    """A sixth of relu6(z + 3)."""
+    return np.clip(z / 6 + 0.5, 0, 1)
+
+
+ACTIVATIONS = {
+    None: Activation(lambda z, a: z, lambda z, a: np.ones_like(z)),
+    "relu": Activation(lambda z, a: np.maximum(z, 0), lambda z, a: np.where(z <= 0, 0.0, 1), (0,)),
+    "relu6": Activation(
+        lambda z, a: np.clip(z, 0, 6), lambda z, a: np.where((z <= 0) | (z >= 6), 0.0, 1), (0, 6)
+    ),
+    "leaky_relu": Activation(
+        lambda z, a: np.where(z > 0, z, z * a), lambda z, a: np.where(z <= 0, a, 1.0), (0,)
+    ),
+    "silu": Activation(
+        lambda z, a: times(z, sigmoid(z)),
+        lambda z, a: times(1 + times(z, sigmoid(-z)), sigmoid(z)),
+    ),
+    "hardswish": Activation(
+        lambda z, a: times(z, ramp(z)),
+        lambda z, a: np.where(z <= -3, 0.0, np.where(z >= 3, 1.0, z / 3 + 0.5)),
+        (-3, 3),
+    ),
+    "hardsigmoid": Activation(
+        lambda z, a: ramp(z), lambda z, a: np.where((z <= -3) | (z >= 3), 0.0, 1 / 6), (-3, 3)
+    ),
+}
+
+
+def activated(z, activation=None, negative_slope=0.01):
+    """Return y."""
+    return ACTIVATIONS[activation].value(z, negative_slope)
+
+
+def slope(z, activation=None, negative_slope=0.01):
+    """Return dy / dz. NaN is at most no number."""
+    return ACTIVATIONS[activation].slope(z, negative_slope)
 
 
 def running(old, new, momentum):

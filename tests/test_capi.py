@@ -5,14 +5,15 @@ Through ctypes; test_embed.py has what needs a compiler.
 """
 
 import ctypes
+import itertools
 import math
 
 import capi
 import numpy as np
 import oracle
 import pytest
-from arrays import in_order
-from cases import SIBLINGS, Case
+from arrays import DTYPES, FLOATS, in_order
+from cases import ACTIVATIONS, SIBLINGS, Case
 
 import fastbn
 from fastbn import _dispatch
@@ -129,7 +130,7 @@ def test_bits_with_other_vectors(case, dtype):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bits_with_half_vectors(case, half):
-    for dtype in "float32", "float64", half:
+    for dtype in *FLOATS, half:
         same_bits(case, dtype, half)
 
 
@@ -178,8 +179,8 @@ def test_bits_with_threads(case):
 
 
 def test_bits_on_every_level(level):
+    assert _dispatch.show_config()["isa"] == level
     same_bits(CASES[2], "float32")
-    assert level in _dispatch.show_config()["isa_available"]
 
 
 @pytest.mark.parametrize("order", ["channels last", "sliced", "reversed", "second axis sliced"])
@@ -197,7 +198,7 @@ def test_layer_norm_of_strided_rows():
 # ---- an activation, a residual -----------------------------------------------------------
 
 fused = pytest.mark.parametrize(("activation", "adds"), [
-    (activation, adds) for activation in capi.ACTIVATIONS for adds in (False, True)
+    (activation, adds) for activation in (None, *ACTIVATIONS) for adds in (False, True)
     if activation or adds])  # fmt: skip
 # Planes and rows, short and long; each norm.
 FUSED = [
@@ -240,26 +241,28 @@ def test_fused_bits_with_threads(case, activation, adds):
 
 @pytest.mark.parametrize("order", ["channels last", "sliced", "reversed", "second axis sliced"])
 def test_strides_of_a_residual(order):
-    for op in "batch", "instance":
+    for op, activation in itertools.product(("batch", "instance"), ACTIVATIONS):
         case = Case(op, (6, 4, 9, 8))
-        same_bits(case, "float32", order=order, activation="relu", adds=True)
+        same_bits(case, "float32", order=order, activation=activation, adds=True)
 
 
-def fused_gradients(case, x, dy, residual, dx, dresidual):
-    """Of a residual and silu, each where it is said to be."""
+def fused_gradients(case, activation, x, dy, residual, dx, dresidual):
+    """Of a residual and an activation, each where it is said to be."""
     statistics = {"mean": np.zeros(case.statistics_shape), "invstd": np.ones(case.statistics_shape)}
-    capi.run(capi.new_call(case.op, capi.BACKWARD, x, dy=dy, out=dx, activation="silu",
+    capi.run(capi.new_call(case.op, capi.BACKWARD, x, dy=dy, out=dx, activation=activation,
                            residual=residual, dresidual=dresidual, **statistics,
                            **where(case)))  # fmt: skip
     return dx.tobytes(), dresidual.tobytes()
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("case", FUSED, ids=str)
-def test_fused_backward_in_place(case):
+def test_fused_backward_in_place(case, activation):
     # In memory that it may overwrite, each gradient in every place that is allowed.
     arrays = {name: case.batch("float32", k) for k, name in enumerate(("x", "dy", "residual"))}
     new = np.empty_like(arrays["x"])
-    expected = fused_gradients(case, **arrays, dx=np.empty_like(new), dresidual=new.copy())
+    expected = fused_gradients(case, activation, **arrays, dx=np.empty_like(new),
+                               dresidual=new.copy())  # fmt: skip
     for dx, dresidual in [
         ("x", "dy"), ("x", "residual"), ("dy", "residual"), ("residual", "dy"), ("dy", "new"),
         ("residual", "new"), ("new", "dy"),
@@ -267,7 +270,7 @@ def test_fused_backward_in_place(case):
         inputs = {name: array.copy() for name, array in arrays.items()}
         places = inputs | {"new": new}
         outputs = {"dx": places[dx], "dresidual": places[dresidual]}
-        assert fused_gradients(case, **inputs, **outputs) == expected
+        assert fused_gradients(case, activation, **inputs, **outputs) == expected
 
 
 # ---- overlaps ----------------------------------------------------------------------------
@@ -363,7 +366,7 @@ def test_what_nothing_follows():
     # Statistics ignore all of it; so does what has no residual its gradient's place.
     mean, m2 = np.empty(3), np.empty(3)
     call = changed(operation=capi.STATISTICS, mean=mean.ctypes.data, m2=m2.ctypes.data,
-                   activation=9, residual=capi.Tensor(2, None))  # fmt: skip
+                   activation=99, residual=capi.Tensor(2, None))  # fmt: skip
     assert code_of(call) == capi.OK
     assert code_of(changed(dresidual=capi.Tensor(2, None))) == capi.OK
     assert code_of(changed(activation=1, negative_slope=math.nan)) == capi.OK
@@ -444,16 +447,19 @@ MISTAKES = {
     "norm -1": (lambda: changed(norm=-1), capi.BAD_OPERATION),
     "operation -1": (lambda: changed(operation=-1), capi.BAD_OPERATION),
     "dtype -1": (lambda: changed(dtype=-1), capi.BAD_DTYPE),
-    "norm 6": (lambda: changed(norm=6), capi.BAD_OPERATION),
+    "norm past the last": (
+        lambda: changed(norm=1 + max(capi.NORMS.values())), capi.BAD_OPERATION),
     "operation 0": (lambda: changed(operation=0), capi.BAD_OPERATION),
     "operation 6": (lambda: changed(operation=6), capi.BAD_OPERATION),
     "inference of rows": (lambda: changed(norm=4, operation=2), capi.BAD_OPERATION),
     "dtype 0": (lambda: changed(dtype=0), capi.BAD_DTYPE),
-    "dtype 5": (lambda: changed(dtype=5), capi.BAD_DTYPE),
+    "dtype past the last": (
+        lambda: changed(dtype=1 + max(capi.DTYPES.values())), capi.BAD_DTYPE),
     "no dtype of vectors": (
         lambda: changed(weight=ROW.ctypes.data, vector_dtype=0), capi.BAD_DTYPE),
-    "vectors of dtype 5": (lambda: changed(weight=ROW.ctypes.data, vector_dtype=5),
-                           capi.BAD_DTYPE),
+    "vectors of a dtype past the last": (
+        lambda: changed(weight=ROW.ctypes.data, vector_dtype=1 + max(capi.DTYPES.values())),
+        capi.BAD_DTYPE),
     "half running mean": (lambda: changed(running_mean=ROW.ctypes.data, vector_dtype=3),
                           capi.BAD_DTYPE),
     "half running variance": (lambda: changed(running_var=ROW.ctypes.data, vector_dtype=4),
@@ -495,7 +501,8 @@ MISTAKES = {
     "an output on itself": (lambda: changed(out=capi.Tensor(ROW.ctypes.data,
                                                             capi.sizes([0, 5, 1]))),
                             capi.BAD_STRIDES),
-    "activation 5": (lambda: changed(activation=5), capi.BAD_OPERATION),
+    "activation past the last": (
+        lambda: changed(activation=1 + max(ACTIVATIONS.values())), capi.BAD_OPERATION),
     "activation -1": (lambda: changed(activation=-1), capi.BAD_OPERATION),
     "slope": (lambda: changed(activation=2, negative_slope=math.nan), capi.BAD_NUMBER),
     "a crop of a residual": (
@@ -508,6 +515,11 @@ MISTAKES = {
         lambda: backward_call(dresidual=capi.Tensor(ROW.ctypes.data, capi.sizes([0, 5, 1]))),
         capi.BAD_STRIDES),
     "reserved": (lambda: changed(reserved=1), capi.UNKNOWN_FIELD),
+    "an output over the weight": (lambda: with_vector("weight", "out"), capi.OVERLAP),
+    "running mean in x": (lambda: with_vector("running_mean", "x"), capi.OVERLAP),
+    "one array for both running statistics": (
+        lambda: changed(running_mean=ROW.ctypes.data, running_var=ROW.ctypes.data,
+                        vector_dtype=1), capi.OVERLAP),
     "misaligned": (lambda: changed(x=capi.Tensor(ROW.ctypes.data + 2, None)), capi.MISALIGNED),
 }  # fmt: skip
 
@@ -527,6 +539,14 @@ def backward_call(**fields):
                          channel_axis=1)  # fmt: skip
     for name, value in fields.items():
         setattr(call, name, value)
+    return call
+
+
+def with_vector(name, tensor):
+    """With a vector in the memory of a tensor."""
+    call = batch_call()
+    setattr(call, name, getattr(call, tensor).data)
+    call.vector_dtype = 1
     return call
 
 
@@ -633,6 +653,16 @@ ABI_1 = {
         "struct_size": 0, "abi": 8, "version": 16, "error_message": 24, "workspace_size": 32,
         "run": 40, "begin": 48, "phases": 56, "tasks": 64, "run_tasks": 72, "finish": 80},
 }  # fmt: skip
+
+
+NUMBERS_1 = {"relu": 1, "leaky_relu": 2, "silu": 3, "relu6": 4}
+
+
+def test_numbers():
+    assert capi.DTYPES.keys() == set(DTYPES)
+    assert ACTIVATIONS.items() >= NUMBERS_1.items()
+    for numbers in (capi.DTYPES, ACTIVATIONS):
+        assert sorted(numbers.values()) == list(range(1, 1 + len(numbers)))
 
 
 # What came after that, and how large the struct was before.

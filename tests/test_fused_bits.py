@@ -11,11 +11,12 @@ import sys
 import numpy as np
 import pytest
 from arrays import Guarded, same_samples
-from cases import Case
+from cases import ACTIVATIONS, EACH_ONCE, Case
+from everywhere import assert_same
 from processes import run
 
 import fastbn
-from fastbn import _dispatch
+from fastbn import _dispatch, _selftest
 
 
 @functools.cache
@@ -52,7 +53,7 @@ def tensors_of(case, dtype):
     return x, case.gradient(dtype), case.batch(dtype, 6)
 
 
-ACTIVATIONS = [None, "relu", "relu6", "leaky_relu", "silu"]
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 CASES = [
     Case("batch", (17, 31)),
     Case("batch", (65, 130)),
@@ -80,16 +81,12 @@ CASES = [
 
 def same_everywhere(case, dtype, activation, adds, threads):
     x, dy, residual = tensors_of(case, dtype)
-    expected = None
-    for level, number in itertools.product(_dispatch.runnable(), threads):
-        with _dispatch.using(level), fastbn.threads(number):
-            actual = results(case, x, dy, residual if adds else None, activation)
-        expected = expected or actual
-        assert actual == expected, (level, number)
+    residual = residual if adds else None
+    assert_same(lambda: results(case, x, dy, residual, activation), threads)
 
 
 @pytest.mark.parametrize(
-    ("activation", "adds"), [(None, True), ("relu", True), ("leaky_relu", False), ("silu", True)]
+    ("activation", "adds"), [(None, True), *((a, not adds) for a, adds in EACH_ONCE)]
 )
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_levels_and_threads(any_dtype, case, activation, adds, always_parallel):
@@ -97,24 +94,24 @@ def test_levels_and_threads(any_dtype, case, activation, adds, always_parallel):
 
 
 @pytest.mark.parametrize(
-    ("case", "activation"),
+    "case",
     [
-        (Case("batch", (6, 5, 130, 131)), "silu"),
-        (Case("batch", (40, 300, 7, 7)), "leaky_relu"),
-        (Case("batch", (4, 60, 61, 40), layout="NHWC"), "silu"),
-        (Case("batch", (90_000, 5)), "relu"),
-        (Case("layer", (3000, 130), 130), "silu"),
-        (Case("layer", (3, 200_000), 200_000), "leaky_relu"),
-        (Case("rms", (40, 10_011), 10_011), "silu"),
-        (Case("group", (6, 32, 50, 51), 4), "silu"),
-        (Case("group", (1, 2, 500, 501), 1), "relu"),
-        (Case("instance", (9, 10, 90, 91)), "leaky_relu"),
+        Case("batch", (6, 5, 130, 131)),
+        Case("batch", (40, 300, 7, 7)),
+        Case("batch", (4, 60, 61, 40), layout="NHWC"),
+        Case("batch", (90_000, 5)),
+        Case("layer", (3000, 130), 130),
+        Case("layer", (3, 200_000), 200_000),
+        Case("rms", (40, 10_011), 10_011),
+        Case("group", (6, 32, 50, 51), 4),
+        Case("group", (1, 2, 500, 501), 1),
+        Case("instance", (9, 10, 90, 91)),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_levels_and_threads_where_tasks_are_many(dtype, case, activation):
-    same_everywhere(case, dtype, activation, True, (1, 2, 3))
+@each_activation
+def test_levels_and_threads_where_tasks_are_many(any_dtype, case, activation):
+    same_everywhere(case, any_dtype, activation, True, (1, 2, 3))
 
 
 PLACED = [
@@ -132,7 +129,7 @@ PLACED = [
 ]
 
 
-@pytest.mark.parametrize("activation", [None, "leaky_relu", "silu"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("case", PLACED, ids=str)
 def test_alignment_and_out(level, any_dtype, case, activation):
     arrays = tensors_of(case, any_dtype)
@@ -164,7 +161,7 @@ def test_guards_around_vectors(level, case, offset):
     for guarded, statistic in zip(saved, plain, strict=True):
         guarded.array[...] = statistic
     weight, bias = (vector.array for vector in vectors)
-    for activation, other in itertools.product(ACTIVATIONS, (None, residual)):
+    for activation, other in itertools.product((None, *ACTIVATIONS), (None, residual)):
         options = {"activation": activation, "residual": other}
         case.forward(x, weight, bias, **options)
         if case.has_mean:
@@ -224,7 +221,7 @@ def test_runs(level, any_dtype, always_parallel):
             assert len({tuple(results(case, *tensors, "silu")) for _ in range(4)}) == 1
 
 
-@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+@each_activation
 def test_the_floating_point_environment_of_the_caller(
     level, any_dtype, activation, flushing, always_parallel
 ):
@@ -287,7 +284,7 @@ CALLS = [
     ("instance", (3, 6, 131), (), {}),
 ]
 for (op, shape, what, layout), dtype, end in itertools.product(
-    CALLS, ("float16", "float32", "float64"), (False, True)
+    CALLS, DTYPES, (False, True)
 ):
     x, dy, residual, out, dx = (guarded(shape, dtype, end) for _ in range(5))
     rng = np.random.default_rng(0)
@@ -301,7 +298,7 @@ for (op, shape, what, layout), dtype, end in itertools.product(
     biased = op != "rms"
     for level in _dispatch.runnable():
         with _dispatch.using(level):
-            for activation, other in itertools.product(("relu", "silu"), (None, residual)):
+            for activation, other in itertools.product(ACTIVATIONS, (None, residual)):
                 options = {"activation": activation, "residual": other} | layout
                 if biased:
                     options["bias"] = bias
@@ -312,4 +309,5 @@ for (op, shape, what, layout), dtype, end in itertools.product(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect through ctypes")
 def test_nothing_is_touched_beside_the_tensors():
-    run(BETWEEN_GUARD_PAGES)
+    lists = f"DTYPES, ACTIVATIONS = {_selftest.dtypes()}, {[*ACTIVATIONS]}"
+    run(f"{lists}\nif 'bfloat16' in DTYPES: import ml_dtypes\n{BETWEEN_GUARD_PAGES}")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from arrays import batch, in_order
-from cases import Case
+from cases import ACTIVATIONS, Case
 
 import fastbn
 from fastbn import _dispatch
@@ -29,7 +29,7 @@ LAYERS = [
     (lambda **o: fastbn.InstanceNorm(6, affine=True, **o), Case("instance", SHAPE)),
 ]
 each = pytest.mark.parametrize(("make", "case"), LAYERS, ids=[str(case) for _, case in LAYERS])
-activations = pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "silu"])
+activations = pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 
 
 def made(make, case, **options):

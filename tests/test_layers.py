@@ -198,9 +198,9 @@ def test_state():
 def test_state_that_does_not_fit():
     bn = fastbn.BatchNorm(3)
     good = {k: v + 1 for k, v in bn.state_dict().items()}
-    for name in good:
+    for name in set(good) - {"num_batches_tracked"}:
         without = {k: v for k, v in good.items() if k != name}
-        with pytest.raises(KeyError, match=name):
+        with pytest.raises(KeyError, match=rf"where \['{name}'\] are missing and \[\] unexpected"):
             bn.load_state_dict(without)
     with pytest.raises(KeyError, match="extra"):
         bn.load_state_dict(good | {"extra": np.zeros(3)})
@@ -208,20 +208,80 @@ def test_state_that_does_not_fit():
         bn.load_state_dict(good | {"running_var": np.zeros(4)})
     with pytest.raises(TypeError, match="bias: "):
         bn.load_state_dict(good | {"bias": [0.0, 0.0, 0.0]})
-    for bad in (np.array(1.5), np.array([1]), True, None):
+    for bad in (np.array(1.5), np.array([1, 2]), np.array([[1]]), np.array([True]), True, None):
         with pytest.raises(TypeError, match="num_batches_tracked: "):
             bn.load_state_dict(good | {"num_batches_tracked": bad})
     with pytest.raises(ValueError, match="num_batches_tracked: "):
         bn.load_state_dict(good | {"num_batches_tracked": -1})
     with pytest.raises(TypeError, match="state_dict: "):
         bn.load_state_dict(None)
-    with pytest.raises(KeyError, match="state_dict: "):
+    with pytest.raises(KeyError, match=r"state_dict: .* missing and \[1, 'a'\] unexpected"):
         bn.load_state_dict({1: 2, "a": 3})
+    with pytest.raises(TypeError, match=r"^strict: "):
+        bn.load_state_dict(good, strict=1)
+    with pytest.raises(ValueError, match=r"^running_var: "):
+        bn.load_state_dict(good | {"running_var": np.zeros(4), "extra": 1}, strict=False)
     bn.running_var.flags.writeable = False
     with pytest.raises(ValueError, match=r"running_var: .*writable"):
         bn.load_state_dict(good)
+    bn.running_var = np.ones((1, 3), np.float32)
+    with pytest.raises(ValueError, match=r"^the layer's running_var: expected shape \(3,\)"):
+        bn.load_state_dict(good)
+    bn.running_var = None
+    with pytest.raises(TypeError, match=r"^the layer's running_var: "):
+        bn.load_state_dict(good)
     assert (bn.weight == 1).all()
     assert bn.num_batches_tracked == 0
+
+
+def test_parts_of_a_state():
+    bn = fastbn.BatchNorm(3)
+    bn(X)
+    before = bn.state_dict()
+    part = {"more": 1, "bias": before["bias"] + 2, "other": None}
+    missing, unexpected = bn.load_state_dict(part, strict=False)
+    assert missing == ["weight", "running_mean", "running_var"]
+    assert unexpected == ["more", "other"]
+    for name, value in bn.state_dict().items():
+        np.testing.assert_array_equal(value, part.get(name, before[name]))
+    assert bn.load_state_dict({}, strict=np.False_) == (
+        ["weight", "bias", "running_mean", "running_var"], [],
+    )  # fmt: skip
+    assert bn.load_state_dict(before) == ([], [])
+
+
+def test_a_state_without_a_number_of_batches():
+    # As PyTorch wrote them before version 0.4.1.
+    bn = fastbn.BatchNorm(3, momentum=None)
+    bn(X)
+    bn(X)
+    state = {k: v + 1 for k, v in bn.state_dict().items() if k != "num_batches_tracked"}
+    for strict in (True, False):
+        assert bn.load_state_dict(state, strict) == ([], [])
+        assert bn.num_batches_tracked == 2
+        np.testing.assert_array_equal(bn.running_mean, state["running_mean"])
+
+
+def test_states_of_any_dtype(any_dtype):
+    names = ("weight", "bias", "running_mean", "running_var")
+    state = {name: batch((3,), any_dtype, seed) for seed, name in enumerate(names)}
+    for batches in (7, np.array(7), np.array([7]), np.array([7], np.int32), np.uint64(7)):
+        for dtype in (np.float32, np.float64):
+            bn = fastbn.BatchNorm(3, dtype=dtype)
+            bn.load_state_dict(state | {"num_batches_tracked": batches})
+            assert type(bn.num_batches_tracked) is int
+            assert bn.num_batches_tracked == 7
+            for name in names:
+                kept = getattr(bn, name)
+                assert kept.dtype == dtype
+                assert kept.tobytes() == state[name].astype(dtype).tobytes()
+
+
+def test_a_state_may_hold_the_arrays_of_the_layer():
+    bn = fastbn.BatchNorm(3)
+    bn.load_state_dict({"weight": bn.bias, "bias": bn.weight}, strict=False)
+    assert (bn.weight == 0).all()
+    assert (bn.bias == 1).all()
 
 
 @pytest.mark.parametrize(

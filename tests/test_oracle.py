@@ -59,7 +59,7 @@ def test_backward_is_the_derivative_of_forward(op, shape, what, layout, paramete
             assert gradient[index] == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "silu"])
+@pytest.mark.parametrize("activation", oracle.ACTIVATIONS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("op", "shape", "what", "layout", "parameters"), CASES)
 def test_backward_through_an_activation_and_a_residual(
@@ -78,7 +78,8 @@ def test_backward_through_an_activation_and_a_residual(
 
     arguments = [x, weight, bias, residual]
     z = before(*arguments)
-    assert np.abs(z).min() > 1e-4  # no kink is nearer than a step
+    for kink in oracle.ACTIVATIONS[activation].kinks:
+        assert np.abs(z - kink).min() > 1e-4  # none is nearer than a step
     mean, var = oracle.moments(op, x, what, layout) if training else fixed
     dz = dy * oracle.slope(z, activation, 0.2)
     gradients = oracle.gradients(
@@ -111,6 +112,41 @@ def test_activations_at_their_kink_and_far_out():
     outside = [1, 0, 1, 0]
     inside = [(1 - half) * (1 + 2 * half), half * (1 - 2 * (1 - half))]
     np.testing.assert_allclose(oracle.slope(z, "silu"), [0.5, 0.5, *inside, *outside], rtol=1e-15)
+    y = [0, 0, 5 / 3, -1 / 3, 1e3, 0, 1e300, 0]
+    np.testing.assert_allclose(oracle.activated(z, "hardswish"), y, rtol=1e-15)
+    y = [1 / 2, 1 / 2, 5 / 6, 1 / 6, 1, 0, 1, 0]
+    np.testing.assert_allclose(oracle.activated(z, "hardsigmoid"), y, rtol=1e-15)
+    around = np.array([-4, -3, -1.5, 0, 1.5, 3, 4])
+    slopes = [0, 0, 0, 1 / 2, 1, 1, 1]
+    np.testing.assert_allclose(oracle.slope(around, "hardswish"), slopes, rtol=1e-15)
+    slopes = [0, 0, 1 / 6, 1 / 6, 1 / 6, 0, 0]
+    np.testing.assert_array_equal(oracle.slope(around, "hardsigmoid"), slopes)
+
+
+@pytest.mark.parametrize("activation", oracle.ACTIVATIONS)
+def test_slopes_are_those_of_the_values(activation):
+    # On both sides of each kink, and far from any.
+    value, slope, kinks = oracle.ACTIVATIONS[activation]
+    z = np.concatenate([np.linspace(-9.97, 9.98, 400), *([k - 1e-3, k + 1e-3] for k in kinks)])
+    rise = (value(z + 1e-6, 0.2) - value(z - 1e-6, 0.2)) / 2e-6
+    np.testing.assert_allclose(slope(z, 0.2), rise, rtol=1e-8, atol=1e-8)
+    # A kink is one: the slopes of its two sides differ, and it is one of them.
+    for kink in kinks:
+        left, at, right = slope(np.array([kink - 1e-3, kink, kink + 1e-3]), 0.2)
+        assert abs(left - right) > 0.1
+        assert np.abs([left - at, right - at]).min() < 1e-3
+    assert (np.abs(np.diff(slope(z[:400], 0.2))) > 0.1).sum() == len(kinks)
+
+
+@pytest.mark.parametrize("activation", oracle.ACTIVATIONS)
+def test_infinities_are_limits_and_nan_stays(activation):
+    value, slope, _ = oracle.ACTIVATIONS[activation]
+    far, ends = np.array([-1e300, 1e300]), np.array([-np.inf, np.inf])
+    np.testing.assert_array_equal(slope(ends, 0.2), slope(far, 0.2))
+    limits = value(far, 0.2)
+    limits[np.abs(limits) > 1e200] *= np.inf
+    np.testing.assert_array_equal(value(ends, 0.2), limits)
+    assert np.isnan(value(np.array([np.nan]), 0.2)).all()
 
 
 def plain(values, weight, bias, eps, rms):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from arrays import GAPLESS, MORE_ORDERS, Guarded, in_order, orders_of, same_samples
 from cases import SIBLINGS, Case
+from everywhere import assert_same
 from processes import run
 
 import fastbn
@@ -47,12 +48,7 @@ def nasty(case, dtype):
 
 def same_everywhere(case, dtype, threads=(1, 2, 3, 64)):
     x, dy = nasty(case, dtype), case.gradient(dtype)
-    expected = None
-    for level, number in itertools.product(_dispatch.runnable(), threads):
-        with _dispatch.using(level), fastbn.threads(number):
-            actual = results(case, x, dy)
-        expected = expected or actual
-        assert actual == expected, (level, number)
+    assert_same(lambda: results(case, x, dy), threads)
 
 
 BATCHES = [
@@ -99,9 +95,8 @@ MANY = [
 
 
 @pytest.mark.parametrize("case", MANY, ids=str)
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_levels_and_threads_where_tasks_are_many(dtype, case):
-    same_everywhere(case, dtype, threads=(1, 2, 3))
+def test_levels_and_threads_where_tasks_are_many(any_dtype, case):
+    same_everywhere(case, any_dtype, threads=(1, 2, 3))
 
 
 @pytest.mark.parametrize("case", [Case("batch", (6, 5, 130, 131)), Case("batch", (40, 300, 7, 7))],
@@ -144,11 +139,8 @@ def test_alignment_and_out(level, any_dtype, case):
         assert out.intact()
 
 
-@pytest.mark.parametrize("parameters", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("case", PLACED, ids=str)
 def test_guards_around_vectors(level, case, parameters):
-    if parameters == "bfloat16":
-        pytest.importorskip("ml_dtypes")
     x, dy = case.batch("float32"), case.gradient("float32")
     _, plain = case.forward(x)
     for offset in (0, 8, 24):
@@ -276,7 +268,7 @@ NEIGHBOURS = [
 def test_a_neighbours_nan_changes_nothing(level, any_dtype, case):
     x = case.batch(any_dtype)
     spoiled = x.copy()
-    spoiled[2, 1], spoiled[4 % len(x), 3] = np.nan, np.inf
+    spoiled[2, 1], spoiled[4 % len(x), 0] = np.nan, np.inf
     a, saved_a = case.forward(x)
     b, saved_b = case.forward(spoiled)
     grads_a, grads_b = case.backward(x, x, saved_a), case.backward(spoiled, spoiled, saved_b)
@@ -287,11 +279,12 @@ def test_a_neighbours_nan_changes_nothing(level, any_dtype, case):
     for one, other in zip(saved_a, saved_b, strict=True):
         assert one[clean].tobytes() == other[clean].tobytes()
     if case.layout is None and case.op in ("group", "instance"):
-        # Channels whose groups hold none, in all samples.
-        channels = slice(6, 12) if x.shape[1] == 12 else slice(0, 0)
-        assert a[:, channels].tobytes() == b[:, channels].tobytes()
+        # Channels whose groups hold none, in all samples: not the first group, or two instances.
+        first = max(2, x.shape[1] // (case.what or x.shape[1]))
+        assert first < x.shape[1]
+        assert a[:, first:].tobytes() == b[:, first:].tobytes()
         for one, other in zip(grads_a[1:], grads_b[1:], strict=True):
-            assert one[channels].tobytes() == other[channels].tobytes()
+            assert one[first:].tobytes() == other[first:].tobytes()
 
 
 def test_a_sum_of_gradients_keeps_to_its_channel(level, any_dtype):

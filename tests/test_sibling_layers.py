@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import oracle
 import pytest
-from arrays import assert_near
+from arrays import assert_near, batch
 from cases import Case, Expected
 
 import fastbn
@@ -162,8 +162,20 @@ def test_state_that_does_not_fit(make, case):
     with pytest.raises(TypeError, match=r"^state_dict: "):
         layer.load_state_dict(None)
     assert (layer.weight == 1).all()
-    layer.load_state_dict(good)
+    assert layer.load_state_dict({"extra": 1}, strict=False) == (list(good), ["extra"])
+    assert (layer.weight == 1).all()
+    assert layer.load_state_dict(good) == ([], [])
     assert (layer.weight == 2).all()
+
+
+@each
+def test_states_of_any_dtype(any_dtype, make, case):
+    layer = make(dtype=np.float64)
+    names = layer.state_dict()
+    state = {name: batch(case.parameter_shape, any_dtype, k) for k, name in enumerate(names)}
+    assert layer.load_state_dict(state) == ([], [])
+    for name, value in layer.state_dict().items():
+        assert value.tobytes() == state[name].astype(np.float64).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +191,7 @@ def test_state_that_does_not_fit(make, case):
 def test_without_parameters(layer, case):
     assert layer.weight is layer.bias is None
     assert layer.state_dict() == {}
-    layer.load_state_dict({})
+    assert layer.load_state_dict({}) == ([], [])
     x = case.batch("float32")
     assert layer(x).tobytes() == case.only_y(x).tobytes()
     dx = case.backward(x, x, case.forward(x)[1])[0]

@@ -35,6 +35,9 @@ ACTIVATIONS = {
     "relu6": theirs.relu6,
     "leaky_relu": lambda y: theirs.leaky_relu(y, 0.2),
     "silu": theirs.silu,
+    "hardswish": theirs.hardswish,
+    # PyTorch's own gradient has a sixth in float32 for float64, too.
+    "hardsigmoid": lambda y: theirs.relu6(y + 3) / 6,
 }
 
 

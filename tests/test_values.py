@@ -1,138 +1,86 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every operation against the oracle: level x dtype x shape x memory order x threads."""
 
+import bounds
 import numpy as np
 import oracle
 import pytest
-from arrays import IDS, ORDERS, SHAPES, batch, channels_of, in_order
+from arrays import GAPLESS, IDS, ORDERS, SHAPES, assert_near, batch, in_order
+from cases import BatchNorm, Case, Expected
 
 import fastbn
 
-TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
-ROOM = {"float32": 3e-7, "float64": 1e-14}
 
-
-def vectors(channels, dtype, seed=3):
-    rng = np.random.default_rng(seed)
-    weight = rng.uniform(0.5, 1.5, channels).astype(dtype)
-    return weight, rng.uniform(-1, 1, channels).astype(dtype)
-
-
-def close(actual, expected, dtype, scale=1.0):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+def expected_of(shape, dtype, layout=None):
+    case = Case("batch", shape, layout=layout)
+    return BatchNorm(case, case.batch(dtype), case.gradient(dtype), dtype)
 
 
 @pytest.mark.parametrize(("shape", "layout"), SHAPES, ids=IDS)
-@pytest.mark.parametrize("threads", [1, 2, 3, 64])
-def test_shapes(level, dtype, shape, layout, threads, always_parallel):
-    fastbn.set_num_threads(threads)
-    check(batch(shape, dtype), batch(shape, dtype, 1, 0.1, 1.0), dtype, layout)
+def test_shapes(dtype, shape, layout, always_parallel):
+    expected_of(shape, dtype, layout).check_everywhere(threads=[1, 2, 3, 64])
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dy_order", ["C", "channels last", "cropped"])
 @pytest.mark.parametrize("shape", [(6, 5, 4, 9), (20, 3, 5, 6), (4, 8), (3, 2, 40, 41)])
 def test_memory_orders(level, dtype, order, dy_order, shape):
-    x = in_order(batch(shape, dtype), order)
-    dy = in_order(batch(shape, dtype, 1, 0.1, 1.0), dy_order)
-    y = check(x, dy, dtype, None)
-    if order not in ("swapped", "misaligned", "cropped", "sliced", "reversed"):
-        assert y.strides == np.empty_like(x).strides
-    assert y.dtype == dtype
-
-
-def check(x, dy, dtype, layout):
-    channels = channels_of(x.shape, layout)
-    weight, bias = vectors(channels, dtype)
-    mean, var = oracle.stats(x, layout)
-    n = x.size // channels
-    unbiased = var * n / (n - 1)
-
-    stats = fastbn.batch_stats(x, layout=layout)
-    np.testing.assert_array_equal(stats.count, n)
-    np.testing.assert_allclose(stats.mean, mean, rtol=0, atol=ROOM[dtype] * 10)
-    np.testing.assert_allclose(stats.var(), var, rtol=ROOM[dtype])
-
-    old_mean, old_var = vectors(channels, dtype, 4)
-    old_var += 2
-    running_mean, running_var = old_mean.copy(), old_var.copy()
-    y, saved_mean, saved_invstd = fastbn.batch_norm_forward(
-        x, weight, bias, running_mean=running_mean, running_var=running_var, momentum=0.3,
-        layout=layout,
-    )  # fmt: skip
-    close(y, oracle.normalise(x, mean, var, weight, bias, layout=layout), dtype, 2)
-    np.testing.assert_allclose(saved_mean, mean, rtol=0, atol=ROOM[dtype] * 10)
-    np.testing.assert_allclose(saved_invstd, 1 / np.sqrt(var + 1e-5), rtol=ROOM[dtype])
-    close(running_mean, oracle.running(old_mean, mean, 0.3), dtype)
-    close(running_var, oracle.running(old_var, unbiased, 0.3), dtype, 4)
-
-    close(
-        fastbn.batch_norm(x, old_mean, old_var, weight, bias, layout=layout),
-        oracle.normalise(x, old_mean, old_var, weight, bias, layout=layout),
-        dtype,
-        2,
-    )
-    invstd = 1 / np.sqrt(var + 1e-5)
-    for training in (True, False):
-        dx, dweight, dbias = fastbn.batch_norm_backward(
-            dy, x, mean, invstd, weight, training=training, layout=layout
-        )
-        expected = oracle.backward(dy, x, mean, invstd, weight, training, layout)
-        # Two values per channel: dx is a difference that cancels, times invstd.
-        room = 1 + invstd.max() * weight.max() * (4 if n < 8 else 1)
-        close(dx, expected[0], dtype, room)
-        size = np.abs(dy).astype(np.float64).sum()
-        close(dweight, expected[1], dtype, size)
-        close(dbias, expected[2], dtype, size)
-        assert dx.dtype == dtype
-        assert dweight.dtype == dbias.dtype == weight.dtype
-    return y
+    case = Case("batch", shape)
+    x, dy = in_order(case.batch(dtype), order), in_order(case.gradient(dtype), dy_order)
+    y, dx = BatchNorm(case, x, dy, dtype).check()
+    if order in GAPLESS:
+        assert y.strides == dx.strides == np.empty_like(x).strides
 
 
 @pytest.mark.parametrize("images", [3, 17])
 def test_every_length_of_a_run(level, dtype, images):
     # Whole registers, parts of registers, and trees with any number of rows.
     for length in range(1, 280 if images == 3 else 140):
-        shape = (images, 2, length)
-        check(batch(shape, dtype), batch(shape, dtype, 1, 0.1, 1.0), dtype, None)
+        expected_of((images, 2, length), dtype).check()
 
 
 @pytest.mark.parametrize("channels", range(1, 70))
-def test_every_number_of_narrow_columns(level, channels):
+def test_every_number_of_narrow_columns(channels):
     for images in (5, 40):
-        shape = (images, 9, channels)
-        check(batch(shape, "float32"), batch(shape, "float32", 1, 0.1, 1.0), "float32", "NLC")
+        expected_of((images, 9, channels), "float32", "NLC").check_everywhere(threads=[1])
 
 
 @pytest.mark.parametrize(
     "shape",
     [(16, 34, 130, 131), (17, 130, 131, 34), (70, 700, 14, 15), (250, 40, 40, 24), (9000, 1003)],
 )
-def test_larger_than_the_cache(level, shape):
+def test_larger_than_the_cache(shape):
     # Above 32 MB: streaming stores, whole phases instead of tile by tile.
     layout = "NHWC" if shape[-1] in (34, 24) else None
-    check(batch(shape, "float32"), batch(shape, "float32", 1), "float32", layout)
+    expected_of(shape, "float32", layout).check_everywhere(threads=[2])
 
 
-@pytest.mark.parametrize("parameters", ["float32", "float64"])
-def test_dtypes_of_parameters_are_free(dtype, parameters):
-    x = batch((8, 3, 5), dtype)
-    weight, bias = vectors(3, parameters)
-    running_mean, running_var = np.zeros(3, parameters), np.ones(3, parameters)
+def test_dtypes_of_parameters_are_free(dtype, parameters, kept):
+    case = Case("batch", (8, 3, 5))
+    x = case.batch(dtype)
+    Expected(case, x, x, *case.parameters(parameters)).check()
+    Expected(case, x, x).check()
+    weight, bias = case.parameters(parameters)
+    running_mean, running_var = np.zeros(3, kept), np.ones(3, kept)
     y, mean, invstd = fastbn.batch_norm_forward(
         x, weight, bias, running_mean=running_mean, running_var=running_var
     )
     assert y.dtype == dtype
     assert mean.dtype == invstd.dtype == np.float64
-    dx, dweight, dbias = fastbn.batch_norm_backward(x, x, mean, invstd, weight)
-    assert dx.dtype == dtype
-    assert dweight.dtype == dbias.dtype == parameters
-    _, dweight, _ = fastbn.batch_norm_backward(x, x, mean, invstd)
-    assert dweight.dtype == dtype
-    narrow = fastbn.batch_norm_backward(
-        x, x, mean.astype(np.float32), invstd.astype(np.float32), weight
-    )
-    np.testing.assert_allclose(narrow[0], dx, atol=1e-5)
+    assert running_mean.dtype == running_var.dtype == kept
+
+
+def test_statistics_in_single_precision(dtype):
+    case = Case("batch", (8, 3, 5))
+    x, (weight, _) = case.batch(dtype), case.parameters("float64")
+    expected = Expected(case, x, x, weight)
+    rounded = [s.astype(np.float32) for s in (expected.mean, expected.invstd)]
+    dx, dweight, dbias = fastbn.batch_norm_backward(x, x, *rounded, weight)
+    # Those of other statistics, to which the rounding of these has moved.
+    exact = oracle.backward(x, x, *rounded, weight)
+    found = bounds.Bounds("batch", x, *rounded, weight).of_gradients(x.astype(np.float64))
+    for one, other, room in zip((dx, dweight, dbias), exact, found, strict=True):
+        assert_near(one, other, room)
 
 
 def test_the_biases_of_the_two_variances():
@@ -219,10 +167,10 @@ def test_a_broadcast_plane_is_copied_once_for_all_images():
     row = np.broadcast_to(batch((2, 3, 1, 5), "float32"), (2, 3, 40, 5))
     for dy in (row, batch(row.shape, "float32", 1)):
         _, mean, invstd = fastbn.batch_norm_forward(row)
-        a = fastbn.batch_norm_backward(dy, row, mean, invstd)
-        b = fastbn.batch_norm_backward(dy.copy(), row.copy(), mean, invstd)
-        for mine, other in zip(a, b, strict=True):
-            np.testing.assert_allclose(mine, other, atol=1e-4)
+        expected = Expected(Case("batch", row.shape), row, dy)
+        for arrays in ((dy, row), (dy.copy(), row.copy())):
+            found = fastbn.batch_norm_backward(*arrays, mean, invstd)
+            expected.assert_gradients(found, exact=False)
 
 
 def test_what_runs_without_a_copy():

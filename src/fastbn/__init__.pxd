@@ -35,6 +35,8 @@ cdef extern from "fastbn.h" nogil:
         FASTBN_LEAKY_RELU
         FASTBN_SILU
         FASTBN_RELU6
+        FASTBN_HARDSWISH
+        FASTBN_HARDSIGMOID
 
     enum fastbn_error:
         FASTBN_OK

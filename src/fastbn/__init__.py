@@ -9,6 +9,7 @@ from fastbn._build import VERSION as __version__
 from fastbn._dispatch import show_config
 from fastbn._embed import get_include
 from fastbn._threads import get_num_threads, set_num_threads, threads
+from fastbn.engine.core import C_API as _C_API  # noqa: F401  PyCapsule_Import looks here.
 from fastbn.functional import (
     batch_norm,
     batch_norm_backward,
@@ -16,6 +17,7 @@ from fastbn.functional import (
     batch_norm_forward,
     batch_stats,
     fold_batch_norm,
+    fold_batch_norm_into_next,
     group_norm,
     group_norm_backward,
     group_norm_forward,
@@ -30,7 +32,6 @@ from fastbn.functional import (
     rms_norm_forward,
     scale_shift,
 )
-from fastbn.kernels.drivers import C_API as _C_API  # noqa: F401  PyCapsule_Import looks here.
 from fastbn.layers import BatchNorm, GroupNorm, InPlaceBatchNorm, InstanceNorm, LayerNorm, RMSNorm
 from fastbn.stats import BatchStats
 
@@ -49,6 +50,7 @@ __all__ = [
     "batch_norm_forward",
     "batch_stats",
     "fold_batch_norm",
+    "fold_batch_norm_into_next",
     "get_include",
     "get_num_threads",
     "group_norm",

@@ -13,8 +13,8 @@ import importlib.util
 import os
 from collections.abc import Iterator
 
-from fastbn import _build, _threads, _view
-from fastbn.kernels import drivers
+from fastbn import _build, _threads
+from fastbn.engine import core
 
 _current = ""
 
@@ -35,8 +35,7 @@ def use(level: str) -> None:
         for dtype in ("float32", "float64", "float16", "bfloat16")
     ]
     capsules = [module.capsule for module in modules]
-    _view.use(*capsules)
-    drivers.use(*capsules)
+    core.use(*capsules)
     _current = level
 
 

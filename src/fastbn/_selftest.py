@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastbn
 from fastbn import _digests, _dispatch, _threads
+from fastbn._types import ACTIVATIONS
 
 Array = np.ndarray[Any, Any]
 
@@ -105,15 +107,19 @@ def _batch_backward(a: Inputs) -> list[Array]:
     return results
 
 
-def _fused_options(a: Inputs) -> Iterator[dict[str, Any]]:
-    for activation in ("relu", "leaky_relu", "silu"):
+# What "fused" has always been made of; other activations have digests of their own.
+FUSED = ("relu", "leaky_relu", "silu")
+
+
+def _fused_options(a: Inputs, activations: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for activation in activations:
         yield {"activation": activation}
         yield {"activation": activation, "negative_slope": 0.25, "residual": a.dy}
 
 
-def _batch_fused(a: Inputs) -> list[Array]:
+def _batch_fused(a: Inputs, activations: Iterable[str] = FUSED) -> list[Array]:
     results: list[Array] = []
-    for options in _fused_options(a):
+    for options in _fused_options(a, activations):
         options |= {"layout": a.layout}
         found = fastbn.batch_norm_forward(a.x, a.weight, a.bias, **options)
         results += found
@@ -156,10 +162,10 @@ def _layer_backward(a: Inputs) -> list[Array]:
     return list(fastbn.layer_norm_backward(a.dy, a.x, mean, invstd, _features(a), weight))
 
 
-def _layer_fused(a: Inputs) -> list[Array]:
+def _layer_fused(a: Inputs, activations: Iterable[str] = FUSED) -> list[Array]:
     results: list[Array] = []
     weight, bias = _layer_parameters(a)
-    for options in _fused_options(a):
+    for options in _fused_options(a, activations):
         found = fastbn.layer_norm_forward(a.x, _features(a), weight, bias, **options)
         results += found
         results += fastbn.layer_norm_backward(
@@ -222,6 +228,10 @@ OPERATIONS: dict[str, Callable[[Inputs], list[Array]]] = {
     "instance forward": _instance_forward,
     "instance backward": _instance_backward,
 }
+for _name in ACTIVATIONS:
+    if _name is not None and _name not in FUSED:
+        OPERATIONS[f"batch {_name}"] = partial(_batch_fused, activations=(_name,))
+        OPERATIONS[f"layer {_name}"] = partial(_layer_fused, activations=(_name,))
 
 
 def dtypes() -> list[str]:

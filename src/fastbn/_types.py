@@ -18,6 +18,13 @@ Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float16]] | Kept
 #: A `normalized_shape`.
 Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 #: What follows a normalisation.
-Activation: TypeAlias = Literal["relu"] | Literal["relu6"] | Literal["leaky_relu"] | Literal["silu"]
+Activation: TypeAlias = (
+    Literal["relu"] | Literal["relu6"] | Literal["leaky_relu"] | Literal["silu"]
+    | Literal["hardswish"] | Literal["hardsigmoid"]
+)  # fmt: skip
+#: The one list of names, with the numbers of fastbn.h.
+ACTIVATIONS: dict[str | None, int] = {
+    None: 0, "relu": 1, "relu6": 4, "leaky_relu": 2, "silu": 3, "hardswish": 5, "hardsigmoid": 6,
+}  # fmt: skip
 #: Of x, of the parameters, and, if there is one, of the residual.
 Gradients: TypeAlias = tuple[np.ndarray[Any, np.dtype[Floating]], *tuple[Vector, ...]]

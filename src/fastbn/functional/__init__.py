@@ -10,7 +10,7 @@ from fastbn.functional.batch import (
     batch_norm_forward,
     batch_stats,
 )
-from fastbn.functional.fold import fold_batch_norm, scale_shift
+from fastbn.functional.fold import fold_batch_norm, fold_batch_norm_into_next, scale_shift
 from fastbn.functional.group import (
     group_norm,
     group_norm_backward,
@@ -36,6 +36,7 @@ __all__ = [
     "batch_norm_forward",
     "batch_stats",
     "fold_batch_norm",
+    "fold_batch_norm_into_next",
     "group_norm",
     "group_norm_backward",
     "group_norm_forward",

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastbn import _view
+from fastbn._docs import filled
+from fastbn._numpy import INPUT, ONLY_Y, WITH_STATISTICS, binding
 from fastbn.stats import BatchStats
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
 
 
+@filled
 def batch_norm(
     x: NDArray[Floating],
     running_mean: Kept | None,
@@ -39,38 +41,22 @@ def batch_norm(
 
     Parameters
     ----------
-    x : ndarray of float16, bfloat16, float32 or float64
-        The batch. Any strides, any byte order; it may be read-only.
-    running_mean, running_var : ndarray of shape (C,), float32 or float64, or None
-        Running statistics. Updated in place in training, where given; needed
-        otherwise. The variance kept here is unbiased (divided by n - 1).
-    weight, bias : ndarray of shape (C,), optional
-        The affine part; 1 and 0 if not given. Of any dtype that `x` may have,
-        whichever that is; half precision is widened.
+    {x}
+    {running: or None}
+    {affine: (C,)}
     training : bool, default False
         Normalise with the statistics of the batch.
-    momentum : float, default 0.1
-        The share of the new value: ``(1 - momentum) * running + momentum * batch``.
-    eps : float, default 1e-5
-        Added to the variance, inside the root. In training more than 0.
-    layout : str, optional
-        A letter for each axis of `x`, with one ``C`` for the channels, such as
-        ``"NHWC"``; or ``"N...C"``: channels last at any rank. Without it,
-        channels are axis 1.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass. NaN stays NaN.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    residual : ndarray of the shape and dtype of `x`, optional
-        Added before the activation. Its memory order may differ from that of `x`,
-        at the price of a copy.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `y`: `x` itself, or memory apart from all inputs.
+    {momentum}
+    {eps}
+    {layout}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
+    {y}
 
     Raises
     ------
@@ -84,11 +70,10 @@ def batch_norm(
 
     Notes
     -----
-    An empty batch gives an empty `y` and leaves the running arrays alone. All
-    arguments are checked before anything is written.
+    {empty}
+    An empty `x` leaves the running arrays alone.
 
-    bfloat16 is ``ml_dtypes.bfloat16``. Both half types are computed in float32,
-    and statistics in float64, whatever `x` is; `y` is rounded at the end.
+    {half}
 
     References
     ----------
@@ -107,24 +92,13 @@ def batch_norm(
     >>> mean, var
     (array([0.2, 2. ], dtype=float32), array([ 1.1, 20.9], dtype=float32))
     """
-    return _view.forward(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        training,
-        momentum,
-        eps,
-        layout,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        True,
-    )
+    return binding.batch_forward(
+        x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
+        layout, activation, negative_slope, ONLY_Y
+    )  # fmt: skip
 
 
+@filled
 def batch_norm_forward(
     x: NDArray[Floating],
     weight: Vector | None = None,
@@ -145,21 +119,25 @@ def batch_norm_forward(
 
     Parameters
     ----------
-    x, weight, bias, running_mean, running_var, training, momentum, eps, layout
-        As for `batch_norm`, but by keyword from `running_mean` on: four arrays
-        of shape (C,), two of them written, are easily mixed up.
-    activation, negative_slope, residual, out
-        As for `batch_norm`.
+    {x}
+    {affine: (C,)}
+    {running: optional}
+    training : bool, default True
+        Normalise with the statistics of the batch.
+    {momentum}
+    {eps}
+    {layout}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        As from `batch_norm`.
-    mean : ndarray of float64, shape (C,)
-        The mean that was subtracted.
-    invstd : ndarray of float64, shape (C,)
-        ``1 / sqrt(var + eps)``. With ``training=False`` these two are of the
-        running statistics, as the backward of a frozen layer needs them.
+    {y}
+    {mean_and_invstd: of shape (C,)}
+        With ``training=False`` these two are of the running statistics, as the
+        backward of a frozen layer needs them.
 
     Raises
     ------
@@ -168,7 +146,9 @@ def batch_norm_forward(
 
     Notes
     -----
-    Of an empty batch in training, mean is 0 and invstd NaN.
+    Of an empty batch in training, mean is 0 and invstd NaN. From `running_mean` on,
+    arguments are given by keyword: four arrays of shape (C,), two of them written, are
+    easily mixed up.
 
     References
     ----------
@@ -184,24 +164,13 @@ def batch_norm_forward(
     >>> invstd.round(4)
     array([1. , 0.1])
     """
-    return _view.forward(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        training,
-        momentum,
-        eps,
-        layout,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        False,
-    )
+    return binding.batch_forward(
+        x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
+        layout, activation, negative_slope, WITH_STATISTICS
+    )  # fmt: skip
 
 
+@filled
 def batch_norm_backward(
     dy: NDArray[Floating],
     x: NDArray[Floating],
@@ -229,34 +198,21 @@ def batch_norm_backward(
 
     Parameters
     ----------
-    dy : ndarray of the shape and dtype of `x`
-        The gradient of the loss with respect to `y`; its memory order may
-        differ from that of `x`, at the price of a copy.
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input of the forward pass.
-    mean, invstd : ndarray of shape (C,), float64 or float32
-        What `batch_norm_forward` returned. float32 costs accuracy where the
-        mean is large.
-    weight, bias : ndarray of shape (C,), optional
-        As in the forward pass; the bias matters to an activation only.
+    {dy}
+    {forward_x}
+    {forward_statistics: of shape (C,)}
+    {forward_affine: (C,)}
     training : bool, default True
         Whether the forward pass used the statistics of the batch.
-    layout : str, optional
-        As in the forward pass.
-    activation, negative_slope, residual : optional
-        As in the forward pass; what the activation had before it is computed again.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
+    {forward_layout}
+    {forward_fusion}
+    {dx_out}
 
     Returns
     -------
-    dx : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
-    dweight, dbias : ndarray of shape (C,)
-        Of the dtype of `weight`; without it float64 for a float64 `x`, else
-        float32.
-    dresidual : ndarray
-        Only with a residual: its gradient, a new array like `dx`.
+    {dx}
+    {dparameters: dweight, dbias}
+    {dresidual}
 
     Raises
     ------
@@ -279,21 +235,10 @@ def batch_norm_backward(
     >>> dbias
     array([1.])
     """
-    return _view.backward(
-        dy,
-        x,
-        mean,
-        invstd,
-        weight,
-        bias,
-        training,
-        layout,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        False,
-    )
+    return binding.batch_backward(
+        dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
+        negative_slope, INPUT
+    )  # fmt: skip
 
 
 def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStats:
@@ -328,5 +273,5 @@ def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStat
     >>> stats.mean, stats.var()
     (array([ 2., 20.]), array([  1., 100.]))
     """
-    count, mean, m2 = _view.statistics(x, layout)
+    count, mean, m2 = binding.batch_statistics(x, layout)
     return BatchStats(count, mean, m2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, SupportsIndex
 
-from fastbn import _view
+from fastbn._docs import filled
+from fastbn._numpy import ONLY_Y, WITH_STATISTICS, binding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
 
 
+@filled
 def group_norm(
     x: NDArray[Floating],
     num_groups: SupportsIndex,
@@ -35,33 +37,19 @@ def group_norm(
 
     Parameters
     ----------
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input. Any strides, any byte order; it may be read-only.
-    num_groups : int
-        G, the number of groups; it divides the number of channels.
-    weight, bias : ndarray of shape (C,), optional
-        The affine part; 1 and 0 if not given. Of any dtype that `x` may have,
-        whichever that is; half precision is widened.
-    eps : float, default 1e-5
-        Added to the variance, inside the root; more than 0.
-    layout : str, optional
-        A letter for each axis of `x`, with one ``N`` and one ``C``, such as
-        ``"NHWC"``; or ``"N...C"``: channels last at any rank. Without it,
-        instances are axis 0 and channels axis 1.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass. NaN stays NaN.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    residual : ndarray of the shape and dtype of `x`, optional
-        Added before the activation. Its memory order may differ from that of `x`,
-        at the price of a copy.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `y`: `x` itself, or memory apart from all inputs.
+    {x}
+    {num_groups}
+    {affine: (C,)}
+    {eps}
+    {instance_layout}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
+    {y}
 
     Raises
     ------
@@ -73,11 +61,9 @@ def group_norm(
 
     Notes
     -----
-    An empty `x` gives an empty `y`. All arguments are checked before anything
-    is written.
+    {empty}
 
-    bfloat16 is ``ml_dtypes.bfloat16``. Both half types are computed in float32,
-    and statistics in float64, whatever `x` is; `y` is rounded at the end.
+    {half}
 
     References
     ----------
@@ -90,11 +76,13 @@ def group_norm(
     >>> fastbn.group_norm(x, 2).round(3)
     array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
-    return _view.group_forward(
-        x, num_groups, weight, bias, eps, layout, activation, negative_slope, residual, out, True
-    )
+    return binding.group_forward(
+        x, weight, bias, residual, out, num_groups, eps, layout, activation, negative_slope,
+        ONLY_Y
+    )  # fmt: skip
 
 
+@filled
 def group_norm_forward(
     x: NDArray[Floating],
     num_groups: SupportsIndex,
@@ -112,19 +100,20 @@ def group_norm_forward(
 
     Parameters
     ----------
-    x, num_groups, weight, bias, eps, layout
-        As for `group_norm`.
-    activation, negative_slope, residual, out
-        As for `group_norm`.
+    {x}
+    {num_groups}
+    {affine: (C,)}
+    {eps}
+    {instance_layout}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        As from `group_norm`.
-    mean : ndarray of float64, shape (N, G)
-        The mean that was subtracted.
-    invstd : ndarray of float64, shape (N, G)
-        ``1 / sqrt(var + eps)``.
+    {y}
+    {mean_and_invstd: of shape (N, G)}
 
     Raises
     ------
@@ -145,11 +134,13 @@ def group_norm_forward(
     >>> invstd.round(4)
     array([[1. , 0.1]])
     """
-    return _view.group_forward(
-        x, num_groups, weight, bias, eps, layout, activation, negative_slope, residual, out, False
-    )
+    return binding.group_forward(
+        x, weight, bias, residual, out, num_groups, eps, layout, activation, negative_slope,
+        WITH_STATISTICS
+    )  # fmt: skip
 
 
+@filled
 def group_norm_backward(
     dy: NDArray[Floating],
     x: NDArray[Floating],
@@ -176,34 +167,21 @@ def group_norm_backward(
 
     Parameters
     ----------
-    dy : ndarray of the shape and dtype of `x`
-        The gradient of the loss with respect to `y`; its memory order may
-        differ from that of `x`, at the price of a copy.
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input of the forward pass.
-    mean, invstd : ndarray of shape (N, G), float64 or float32
-        What `group_norm_forward` returned. float32 costs accuracy where the
-        mean is large.
+    {dy}
+    {forward_x}
+    {forward_statistics: of shape (N, G)}
     num_groups : int
         As in the forward pass.
-    weight, bias : ndarray of shape (C,), optional
-        As in the forward pass; the bias matters to an activation only.
-    layout : str, optional
-        As in the forward pass.
-    activation, negative_slope, residual : optional
-        As in the forward pass; what the activation had before it is computed again.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
+    {forward_affine: (C,)}
+    {forward_layout}
+    {forward_fusion}
+    {dx_out}
 
     Returns
     -------
-    dx : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
-    dweight, dbias : ndarray of shape (C,)
-        Of the dtype of `weight`; without it float64 for a float64 `x`, else
-        float32.
-    dresidual : ndarray
-        Only with a residual: its gradient, a new array like `dx`.
+    {dx}
+    {dparameters: dweight, dbias}
+    {dresidual}
 
     Raises
     ------
@@ -226,22 +204,13 @@ def group_norm_backward(
     >>> dbias
     array([1., 0., 0.])
     """
-    return _view.group_backward(
-        dy,
-        x,
-        mean,
-        invstd,
-        num_groups,
-        weight,
-        bias,
-        layout,
-        activation,
-        negative_slope,
-        residual,
-        out,
-    )
+    return binding.group_backward(
+        dy, x, mean, invstd, weight, bias, residual, out, num_groups, layout, activation,
+        negative_slope
+    )  # fmt: skip
 
 
+@filled
 def instance_norm(
     x: NDArray[Floating],
     running_mean: Kept | None = None,
@@ -268,36 +237,22 @@ def instance_norm(
 
     Parameters
     ----------
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input. Any strides, any byte order; it may be read-only.
-    running_mean, running_var : ndarray of shape (C,), float32 or float64, optional
-        Running statistics. Updated in place with `use_input_stats`, where given;
-        needed otherwise. The variance kept here is unbiased (divided by n - 1).
-    weight, bias : ndarray of shape (C,), optional
-        The affine part; 1 and 0 if not given. Of any dtype that `x` may have,
-        whichever that is; half precision is widened.
+    {x}
+    {running: optional}
+    {affine: (C,)}
     use_input_stats : bool, default True
         Normalise with the statistics of `x`.
-    momentum : float, default 0.1
-        The share of the new value: ``(1 - momentum) * running + momentum * average``.
-    eps : float, default 1e-5
-        Added to the variance, inside the root. With `use_input_stats` more than 0.
-    layout : str, optional
-        As for `group_norm`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass. NaN stays NaN.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    residual : ndarray of the shape and dtype of `x`, optional
-        Added before the activation. Its memory order may differ from that of `x`,
-        at the price of a copy.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `y`: `x` itself, or memory apart from all inputs.
+    {momentum}
+    {eps}
+    {instance_layout}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
+    {y}
 
     Raises
     ------
@@ -311,7 +266,10 @@ def instance_norm(
 
     Notes
     -----
-    An empty `x` leaves the running arrays alone. On half precision see `group_norm`.
+    {empty}
+    An empty `x` leaves the running arrays alone.
+
+    {half}
 
     References
     ----------
@@ -329,24 +287,13 @@ def instance_norm(
     >>> mean, var
     (array([0.2, 2. ], dtype=float32), array([ 1.1, 20.9], dtype=float32))
     """
-    return _view.instance_forward(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        use_input_stats,
-        momentum,
-        eps,
-        layout,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        True,
-    )
+    return binding.instance_forward(
+        x, weight, bias, running_mean, running_var, residual, out, use_input_stats, momentum,
+        eps, layout, activation, negative_slope, ONLY_Y
+    )  # fmt: skip
 
 
+@filled
 def instance_norm_forward(
     x: NDArray[Floating],
     weight: Vector | None = None,
@@ -367,21 +314,24 @@ def instance_norm_forward(
 
     Parameters
     ----------
-    x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, layout
-        As for `instance_norm`, but by keyword from `running_mean` on: four arrays
-        of shape (C,), two of them written, are easily mixed up.
-    activation, negative_slope, residual, out
-        As for `instance_norm`.
+    {x}
+    {affine: (C,)}
+    {running: optional}
+    use_input_stats : bool, default True
+        Normalise with the statistics of `x`.
+    {momentum}
+    {eps}
+    {instance_layout}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        As from `instance_norm`.
-    mean : ndarray of float64, shape (N, C)
-        The mean that was subtracted.
-    invstd : ndarray of float64, shape (N, C)
-        ``1 / sqrt(var + eps)``. With ``use_input_stats=False`` the rows of both
-        are all alike.
+    {y}
+    {mean_and_invstd: of shape (N, C)}
+        With ``use_input_stats=False`` the rows of both are all alike.
 
     Raises
     ------
@@ -402,24 +352,13 @@ def instance_norm_forward(
     >>> invstd.round(4)
     array([[1. , 0.1]])
     """
-    return _view.instance_forward(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        use_input_stats,
-        momentum,
-        eps,
-        layout,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        False,
-    )
+    return binding.instance_forward(
+        x, weight, bias, running_mean, running_var, residual, out, use_input_stats, momentum,
+        eps, layout, activation, negative_slope, WITH_STATISTICS
+    )  # fmt: skip
 
 
+@filled
 def instance_norm_backward(
     dy: NDArray[Floating],
     x: NDArray[Floating],
@@ -441,32 +380,19 @@ def instance_norm_backward(
 
     Parameters
     ----------
-    dy : ndarray of the shape and dtype of `x`
-        The gradient of the loss with respect to `y`; its memory order may
-        differ from that of `x`, at the price of a copy.
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input of the forward pass.
-    mean, invstd : ndarray of shape (N, C), float64 or float32
-        What `instance_norm_forward` returned. float32 costs accuracy where the
-        mean is large.
-    weight, bias : ndarray of shape (C,), optional
-        As in the forward pass; the bias matters to an activation only.
-    layout : str, optional
-        As in the forward pass.
-    activation, negative_slope, residual : optional
-        As in the forward pass; what the activation had before it is computed again.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
+    {dy}
+    {forward_x}
+    {forward_statistics: of shape (N, C)}
+    {forward_affine: (C,)}
+    {forward_layout}
+    {forward_fusion}
+    {dx_out}
 
     Returns
     -------
-    dx : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
-    dweight, dbias : ndarray of shape (C,)
-        Of the dtype of `weight`; without it float64 for a float64 `x`, else
-        float32.
-    dresidual : ndarray
-        Only with a residual: its gradient, a new array like `dx`.
+    {dx}
+    {dparameters: dweight, dbias}
+    {dresidual}
 
     Raises
     ------
@@ -495,6 +421,6 @@ def instance_norm_backward(
     >>> dbias
     array([1.])
     """
-    return _view.instance_backward(
-        dy, x, mean, invstd, weight, bias, layout, activation, negative_slope, residual, out
-    )
+    return binding.instance_backward(
+        dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope
+    )  # fmt: skip

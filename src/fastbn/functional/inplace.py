@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastbn import _view
+from fastbn._numpy import OUTPUT, binding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 #: Its inverse is a float32, too.
 LEAST_SLOPE = float(np.finfo(np.float32).tiny)
+#: Its inverse overflows.
+LARGEST_WITHOUT_INVERSE = 2.0**-1024
 
 
 def check_activation(activation: Activation | None, negative_slope: float) -> None:
     """Raise unless the activation can be undone."""
-    if _view.check_activation(activation) not in (None, "leaky_relu"):
+    if binding.check_activation(activation) not in (None, "leaky_relu"):
         raise ValueError(
             f"activation: expected one that can be undone, None or 'leaky_relu', got {activation!r}"
         )
-    slope = _view.check_slope(negative_slope)
+    slope = binding.check_slope(negative_slope)
     if activation is not None and not slope >= LEAST_SLOPE:
         raise ValueError(
             f"negative_slope: expected at least {LEAST_SLOPE:.1e}, so that the activation can be "
@@ -40,14 +42,15 @@ def check_weight(weight: Vector | None, channels: int) -> None:
     """Raise unless `weight` can be undone."""
     if weight is None:
         return
-    _view.check_vector(weight, "weight", channels)
+    binding.check_vector(weight, "weight", channels)
     with np.errstate(all="ignore"):
-        inverse = 1.0 / weight.astype(np.float64)
-    unfit = np.flatnonzero(~np.isfinite(inverse) | (inverse == 0))
-    if unfit.size:
+        size = np.abs(weight.astype(np.float64))
+        fit = (size > LARGEST_WITHOUT_INVERSE) & (size < np.inf)
+    if not fit.all():
+        unfit = np.argmin(fit)
         raise ValueError(
             "weight: expected finite numbers other than 0, without which y does not tell what x "
-            f"was, got {weight[unfit[0]]} for channel {unfit[0]}"
+            f"was, got {weight[unfit]} for channel {unfit}"
         )
 
 
@@ -121,41 +124,31 @@ def batch_norm_backward_inplace(
     >>> dx.round(5).ravel().tolist()
     [0.00176, -0.0022, 0.00044]
     """
-    channels = _view.count_channels(y, layout, "y")
-    _view.check_like(dy, "dy", y, "y")
+    channels = binding.count_channels(y, layout, "y")
+    binding.check_like(dy, "dy", y, "y")
     if 0 < y.size == channels:
         raise ValueError(f"y: expected more than one value per channel, got shape {y.shape}")
-    _view.check_parameter(invstd, "invstd", (channels,))
+    binding.check_parameter(invstd, "invstd", (channels,))
     check_activation(activation, negative_slope)
     check_weight(weight, channels)
     # The kernel gets copies of these.
     for name, vector in (("invstd", invstd), ("weight", weight), ("bias", bias)):
-        _view.check_apart(out, vector, name)
+        binding.check_apart(out, vector, name)
     dtype = np.dtype(np.float64 if y.dtype == np.float64 else np.float32)
     signed, shift = np.ones(channels), np.zeros(channels)
     if weight is not None:
         dtype = weight.dtype.newbyteorder("=")
         signed = weight.astype(np.float64)
     if bias is not None:
-        shift = _view.check_vector(bias, "bias", channels).astype(np.float64)
+        shift = binding.check_vector(bias, "bias", channels).astype(np.float64)
     # A batch norm of z, whose mean is the bias and whose deviation is the size of the
     # weight, with such a weight that its gain is that of x.
     size = np.abs(signed)
-    dx, *gradients = _view.backward(
-        dy,
-        y,
-        shift,
-        1.0 / size,
-        signed * size * invstd.astype(np.float64),
-        None,
-        True,
-        layout,
-        activation,
-        negative_slope,
-        None,
-        out,
-        True,
-    )
+    training = True
+    dx, *gradients = binding.batch_backward(
+        dy, y, shift, 1.0 / size, signed * size * invstd.astype(np.float64), None, None, out,
+        training, layout, activation, negative_slope, OUTPUT
+    )  # fmt: skip
     with np.errstate(all="ignore"):
         dweight, dbias = gradients[0] * np.sign(signed), gradients[1]
         return dx, dweight.astype(dtype), dbias.astype(dtype)

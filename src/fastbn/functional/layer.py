@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastbn import _view
+from fastbn._docs import filled
+from fastbn._numpy import CENTRED, ONLY_Y, UNCENTRED, WITH_STATISTICS, binding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Shape, Vector
 
 
+@filled
 def layer_norm(
     x: NDArray[Floating],
     normalized_shape: Shape,
@@ -34,29 +36,18 @@ def layer_norm(
 
     Parameters
     ----------
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input. Any strides, any byte order; it may be read-only.
-    normalized_shape : int or sequence of int
-        The lengths of the last axes of `x`, over which it is normalised.
-    weight, bias : ndarray of shape `normalized_shape`, optional
-        The affine part; 1 and 0 if not given. Of any dtype that `x` may have,
-        whichever that is; half precision is widened.
-    eps : float, default 1e-5
-        Added to the variance, inside the root; more than 0.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass. NaN stays NaN.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    residual : ndarray of the shape and dtype of `x`, optional
-        Added before the activation. Its memory order may differ from that of `x`,
-        at the price of a copy.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `y`: `x` itself, or memory apart from all inputs.
+    {x}
+    {normalized_shape}
+    {affine: `normalized_shape`}
+    {eps}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
+    {y}
 
     Raises
     ------
@@ -68,11 +59,9 @@ def layer_norm(
 
     Notes
     -----
-    An empty `x` gives an empty `y`. All arguments are checked before anything
-    is written.
+    {empty}
 
-    bfloat16 is ``ml_dtypes.bfloat16``. Both half types are computed in float32,
-    and statistics in float64, whatever `x` is; `y` is rounded at the end.
+    {half}
 
     References
     ----------
@@ -86,21 +75,13 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]], dtype=float32)
     """
-    return _view.layer_forward(
-        x,
-        normalized_shape,
-        weight,
-        bias,
-        eps,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        True,
-        True,
-    )
+    return binding.layer_forward(
+        x, weight, bias, residual, out, normalized_shape, eps, activation, negative_slope,
+        CENTRED, ONLY_Y
+    )  # fmt: skip
 
 
+@filled
 def layer_norm_forward(
     x: NDArray[Floating],
     normalized_shape: Shape,
@@ -117,19 +98,19 @@ def layer_norm_forward(
 
     Parameters
     ----------
-    x, normalized_shape, weight, bias, eps
-        As for `layer_norm`.
-    activation, negative_slope, residual, out
-        As for `layer_norm`.
+    {x}
+    {normalized_shape}
+    {affine: `normalized_shape`}
+    {eps}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        As from `layer_norm`.
-    mean : ndarray of float64, of the shape of `x` without its last axes
-        The mean that was subtracted.
-    invstd : ndarray of float64, of the same shape
-        ``1 / sqrt(var + eps)``.
+    {y}
+    {mean_and_invstd: of the shape of `x` without its last axes}
 
     Raises
     ------
@@ -150,21 +131,13 @@ def layer_norm_forward(
     >>> invstd.round(4)
     array([1. , 0.1])
     """
-    return _view.layer_forward(
-        x,
-        normalized_shape,
-        weight,
-        bias,
-        eps,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        True,
-        False,
-    )
+    return binding.layer_forward(
+        x, weight, bias, residual, out, normalized_shape, eps, activation, negative_slope,
+        CENTRED, WITH_STATISTICS
+    )  # fmt: skip
 
 
+@filled
 def layer_norm_backward(
     dy: NDArray[Floating],
     x: NDArray[Floating],
@@ -190,32 +163,19 @@ def layer_norm_backward(
 
     Parameters
     ----------
-    dy : ndarray of the shape and dtype of `x`
-        The gradient of the loss with respect to `y`; its memory order may
-        differ from that of `x`, at the price of a copy.
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input of the forward pass.
-    mean, invstd : ndarray of float64 or float32
-        What `layer_norm_forward` returned. float32 costs accuracy where the
-        mean is large.
-    normalized_shape : int or sequence of int
-        As in the forward pass.
-    weight, bias : ndarray of shape `normalized_shape`, optional
-        As in the forward pass; the bias matters to an activation only.
-    activation, negative_slope, residual : optional
-        As in the forward pass; what the activation had before it is computed again.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
+    {dy}
+    {forward_x}
+    {forward_statistics: of the shape of `x` without its last axes}
+    {forward_shape}
+    {forward_affine: `normalized_shape`}
+    {forward_fusion}
+    {dx_out}
 
     Returns
     -------
-    dx : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
-    dweight, dbias : ndarray of shape `normalized_shape`
-        Of the dtype of `weight`; without it float64 for a float64 `x`, else
-        float32.
-    dresidual : ndarray
-        Only with a residual: its gradient, a new array like `dx`.
+    {dx}
+    {dparameters: dweight, dbias}
+    {dresidual}
 
     Raises
     ------
@@ -238,22 +198,13 @@ def layer_norm_backward(
     >>> dbias
     array([1., 0., 0.])
     """
-    return _view.layer_backward(
-        dy,
-        x,
-        mean,
-        invstd,
-        normalized_shape,
-        weight,
-        bias,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        True,
-    )
+    return binding.layer_backward(
+        dy, x, mean, invstd, weight, bias, residual, out, normalized_shape, activation,
+        negative_slope, CENTRED
+    )  # fmt: skip
 
 
+@filled
 def rms_norm(
     x: NDArray[Floating],
     normalized_shape: Shape,
@@ -273,30 +224,18 @@ def rms_norm(
 
     Parameters
     ----------
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input. Any strides, any byte order; it may be read-only.
-    normalized_shape : int or sequence of int
-        The lengths of the last axes of `x`, over which it is normalised.
-    weight : ndarray of shape `normalized_shape`, optional
-        1 if not given. Of any dtype that `x` may have, whichever that is; half
-        precision is widened.
-    eps : float, optional
-        Added to the mean square, inside the root. Without it, the machine
-        epsilon of what is computed with: float64 for float64 `x`, else float32.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass. NaN stays NaN.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    residual : ndarray of the shape and dtype of `x`, optional
-        Added before the activation. Its memory order may differ from that of `x`,
-        at the price of a copy.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `y`: `x` itself, or memory apart from all inputs.
+    {x}
+    {normalized_shape}
+    {rms_weight}
+    {rms_eps}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
+    {y}
 
     Raises
     ------
@@ -305,7 +244,9 @@ def rms_norm(
 
     Notes
     -----
-    On empty input and half precision see `layer_norm`.
+    {empty}
+
+    {half}
 
     References
     ----------
@@ -320,21 +261,13 @@ def rms_norm(
     array([[ 0.2,  1.4],
            [-0.2,  1.4]], dtype=float32)
     """
-    return _view.layer_forward(
-        x,
-        normalized_shape,
-        weight,
-        None,
-        eps,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        False,
-        True,
-    )
+    return binding.layer_forward(
+        x, weight, None, residual, out, normalized_shape, eps, activation, negative_slope,
+        UNCENTRED, ONLY_Y
+    )  # fmt: skip
 
 
+@filled
 def rms_norm_forward(
     x: NDArray[Floating],
     normalized_shape: Shape,
@@ -350,15 +283,18 @@ def rms_norm_forward(
 
     Parameters
     ----------
-    x, normalized_shape, weight, eps
-        As for `rms_norm`.
-    activation, negative_slope, residual, out
-        As for `rms_norm`.
+    {x}
+    {normalized_shape}
+    {rms_weight}
+    {rms_eps}
+    {activation}
+    {negative_slope}
+    {residual}
+    {out}
 
     Returns
     -------
-    y : ndarray
-        As from `rms_norm`.
+    {y}
     invrms : ndarray of float64, of the shape of `x` without its last axes
         ``1 / sqrt(mean(x**2) + eps)``.
 
@@ -379,21 +315,13 @@ def rms_norm_forward(
     >>> invrms.round(4)
     array([0.2 , 0.02])
     """
-    return _view.layer_forward(
-        x,
-        normalized_shape,
-        weight,
-        None,
-        eps,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        False,
-        False,
-    )
+    return binding.layer_forward(
+        x, weight, None, residual, out, normalized_shape, eps, activation, negative_slope,
+        UNCENTRED, WITH_STATISTICS
+    )  # fmt: skip
 
 
+@filled
 def rms_norm_backward(
     dy: NDArray[Floating],
     x: NDArray[Floating],
@@ -417,31 +345,21 @@ def rms_norm_backward(
 
     Parameters
     ----------
-    dy : ndarray of the shape and dtype of `x`
-        The gradient of the loss with respect to `y`; its memory order may
-        differ from that of `x`, at the price of a copy.
-    x : ndarray of float16, bfloat16, float32 or float64
-        The input of the forward pass.
-    invrms : ndarray of float64 or float32
-        What `rms_norm_forward` returned.
-    normalized_shape : int or sequence of int
-        As in the forward pass.
+    {dy}
+    {forward_x}
+    invrms : ndarray of the shape of `x` without its last axes, float64 or float32
+        What the forward pass returned.
+    {forward_shape}
     weight : ndarray of shape `normalized_shape`, optional
         As in the forward pass.
-    activation, negative_slope, residual : optional
-        As in the forward pass; what the activation had before it is computed again.
-    out : ndarray of the shape and dtype of `x`, optional
-        Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.
+    {forward_fusion}
+    {dx_out}
 
     Returns
     -------
-    dx : ndarray
-        `out`, or a new array of the shape, dtype and memory order of `x`.
-    dweight : ndarray of shape `normalized_shape`
-        Of the dtype of `weight`; without it float64 for a float64 `x`, else
-        float32.
-    dresidual : ndarray
-        Only with a residual: its gradient, a new array like `dx`.
+    {dx}
+    {dparameters: dweight}
+    {dresidual}
 
     Raises
     ------
@@ -463,17 +381,7 @@ def rms_norm_backward(
     >>> dweight.round(3)
     array([0.2, 0. ])
     """
-    return _view.layer_backward(
-        dy,
-        x,
-        None,
-        invrms,
-        normalized_shape,
-        weight,
-        None,
-        activation,
-        negative_slope,
-        residual,
-        out,
-        False,
-    )
+    return binding.layer_backward(
+        dy, x, None, invrms, weight, None, residual, out, normalized_shape, activation,
+        negative_slope, UNCENTRED
+    )  # fmt: skip

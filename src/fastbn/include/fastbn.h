@@ -52,7 +52,9 @@ enum fastbn_activation {            /* y = activation(normalised + residual) */
     FASTBN_RELU = 1,
     FASTBN_LEAKY_RELU = 2,
     FASTBN_SILU = 3,
-    FASTBN_RELU6 = 4
+    FASTBN_RELU6 = 4,
+    FASTBN_HARDSWISH = 5,
+    FASTBN_HARDSIGMOID = 6
 };
 
 enum fastbn_error {
@@ -97,7 +99,7 @@ typedef struct fastbn_call {
     int32_t normalized_ndim;    /* of layer and RMS norm: the last axes, so many */
     const ptrdiff_t *shape;     /* ndim sizes, at least 1 */
     ptrdiff_t groups;           /* of group norm */
-    double eps;
+    double eps;                 /* at least 0; more with the statistics of a batch */
     double momentum;            /* weight of the new in running statistics */
     fastbn_tensor x;
     fastbn_tensor dy;           /* backward */

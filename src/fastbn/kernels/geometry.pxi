@@ -24,27 +24,14 @@ cdef struct Matrix:
     Py_ssize_t rows
     Py_ssize_t columns
     Py_ssize_t step             # from a row to the next
-    Py_ssize_t jump             # added where the row index passes a multiple of
-    Py_ssize_t period           # `period`, `first` rows having gone before
-    Py_ssize_t first
+    Py_ssize_t jump             # added after each ...
+    Py_ssize_t jump_rows        # ... of so many rows, of which
+    Py_ssize_t rows_before      # so many precede the first
 
 cdef struct Features:
     # Of the elements from some place on; NULL: there are none.
     const real* weight
     const real* bias
-
-
-cdef inline Py_ssize_t minimum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef inline Py_ssize_t maximum(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a > b else b
-
-
-cdef inline Py_ssize_t steps(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
-    # How many steps of `size` cover n, which is not negative: so a shift may divide.
-    return <size_t>(n + size - 1) // <size_t>size
 
 
 cdef inline Py_ssize_t first_channel(const Job* job, Py_ssize_t tile) noexcept nogil:
@@ -53,7 +40,7 @@ cdef inline Py_ssize_t first_channel(const Job* job, Py_ssize_t tile) noexcept n
 
 cdef inline Py_ssize_t channels_of_tiles(const Job* job, Py_ssize_t t0,
                                          Py_ssize_t t1) noexcept nogil:
-    return minimum(first_channel(job, t1), job.view.channels) - first_channel(job, t0)
+    return minimum(first_channel(job, t1), job.problem.view.channels) - first_channel(job, t0)
 
 
 cdef inline Py_ssize_t count_channels(const Job* job, Py_ssize_t tile) noexcept nogil:
@@ -61,20 +48,21 @@ cdef inline Py_ssize_t count_channels(const Job* job, Py_ssize_t tile) noexcept 
 
 
 cdef inline Py_ssize_t count_per_channel(const Job* job) noexcept nogil:
-    return job.view.outer * job.view.middle * job.view.inner
+    return job.problem.view.outer * job.problem.view.middle * job.problem.view.inner
 
 
 cdef inline Py_ssize_t columns_per_channel(const Job* job) noexcept nogil:
-    return RUN_COLUMNS if job.plan.long_runs else job.view.inner
+    return RUN_COLUMNS if job.plan.long_runs else job.problem.view.inner
 
 
 cdef inline Block block_at(const Job* job, Py_ssize_t index) noexcept nogil:
     cdef Block block
     cdef Py_ssize_t part = index % job.plan.parts
     block.run = index // job.plan.parts * job.plan.block_runs
-    block.runs = minimum(job.plan.block_runs, job.view.outer * job.view.middle - block.run)
+    block.runs = minimum(job.plan.block_runs,
+                         job.problem.view.outer * job.problem.view.middle - block.run)
     block.offset = part * job.plan.block_length
-    block.length = minimum(job.plan.block_length, job.view.inner - block.offset)
+    block.length = minimum(job.plan.block_length, job.problem.view.inner - block.offset)
     return block
 
 
@@ -92,18 +80,19 @@ cdef inline Py_ssize_t count_in_segment(const Job* job, Py_ssize_t segment) noex
 cdef inline elem* element(const Job* job, const Operand* operand, Py_ssize_t channel,
                           Py_ssize_t run, Py_ssize_t offset) noexcept nogil:
     cdef elem* start = <elem*>operand.data + channel * operand.channel + offset
-    if job.view.features and channel >= job.period:
-        return start + channel // job.period * (operand.outer - job.period * operand.channel)
-    if job.view.outer == 1:     # usual, and a division takes as long as a line of 64 bytes
+    if job.problem.view.features and channel >= job.problem.period:
+        return start + channel // job.problem.period * (
+            operand.outer - job.problem.period * operand.channel)
+    if job.problem.view.outer == 1:     # usual, and a division takes as long as a line of 64 bytes
         return start + run * operand.middle
-    return (start + run // job.view.middle * operand.outer
-            + run % job.view.middle * operand.middle)
+    return (start + run // job.problem.view.middle * operand.outer
+            + run % job.problem.view.middle * operand.middle)
 
 
 cdef inline Py_ssize_t neighbours(const Job* job, const Operand* operand,
                                   Py_ssize_t channels) noexcept nogil:
     # How many channels have their columns side by side: all, or each alone.
-    return channels if operand.channel == job.view.inner else 1
+    return channels if operand.channel == job.problem.view.inner else 1
 
 
 cdef inline Matrix short_matrix(const Job* job, const Operand* operand, const Block* block,
@@ -113,9 +102,9 @@ cdef inline Matrix short_matrix(const Job* job, const Operand* operand, const Bl
     m.rows = block.runs
     m.columns = channels * block.length
     m.step = operand.middle
-    m.period = job.view.middle
-    m.jump = operand.outer - m.period * m.step
-    m.first = block.run % m.period
+    m.jump_rows = job.problem.view.middle
+    m.jump = operand.outer - m.jump_rows * m.step
+    m.rows_before = block.run % m.jump_rows
     return m
 
 
@@ -126,14 +115,14 @@ cdef inline Matrix long_matrix(const Job* job, const Operand* operand, const Blo
     m.rows = block.length // RUN_COLUMNS
     m.columns = RUN_COLUMNS
     m.step = RUN_COLUMNS
-    m.period = 1
+    m.jump_rows = 1
     m.jump = 0
-    m.first = 0
+    m.rows_before = 0
     return m
 
 
 cdef inline Matrix remainder_matrix(Matrix m, Py_ssize_t length) noexcept nogil:
-    # What a long matrix kernels of its run: less than a row.
+    # What a long matrix leaves of its run: less than a row.
     m.data += m.rows * m.step
     m.columns = length - m.rows * m.step
     m.rows = 1 if m.columns else 0
@@ -144,19 +133,19 @@ cdef inline Matrix pixel_matrix(const Job* job, elem* data, Py_ssize_t runs) noe
     cdef Matrix m
     m.data = data
     m.rows = runs // PIXELS
-    m.columns = PIXELS * job.view.channels
+    m.columns = PIXELS * job.problem.view.channels
     m.step = m.columns
-    m.period = 1
+    m.jump_rows = 1
     m.jump = 0
-    m.first = 0
+    m.rows_before = 0
     return m
 
 
 cdef inline bint gapless_runs(const Job* job, const Operand* operand) noexcept nogil:
     # Do all runs of all channels lie in a row?
-    return (operand.channel == job.view.inner
-            and operand.middle == job.view.channels * job.view.inner
-            and (job.view.outer == 1 or operand.outer == job.view.middle * operand.middle))
+    cdef const View* view = &job.problem.view
+    return (operand.channel == view.inner and operand.middle == view.channels * view.inner
+            and (view.outer == 1 or operand.outer == view.middle * operand.middle))
 
 
 cdef inline bint gapless(const Matrix* m) noexcept nogil:
@@ -165,13 +154,13 @@ cdef inline bint gapless(const Matrix* m) noexcept nogil:
 
 cdef inline bint jumps(const Matrix* m, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
     # Is the step from row to row not constant within [row, row + rows)?
-    return m.jump != 0 and (m.first + row) % m.period + rows > m.period
+    return m.jump != 0 and (m.rows_before + row) % m.jump_rows + rows > m.jump_rows
 
 
 cdef inline elem* row_at(const Matrix* m, Py_ssize_t row) noexcept nogil:
     if m.jump == 0:
         return m.data + row * m.step
-    return m.data + row * m.step + (m.first + row) // m.period * m.jump
+    return m.data + row * m.step + (m.rows_before + row) // m.jump_rows * m.jump
 
 
 cdef inline Features no_features() noexcept nogil:
@@ -186,8 +175,8 @@ cdef inline Features later_features(Features features, Py_ssize_t n) noexcept no
 
 cdef inline Features features_from(const Job* job, Py_ssize_t at) noexcept nogil:
     # In the caller's arrays, or in the workspace.
-    cdef const real* copies = <const real*>job.features
-    cdef const real* weight = <const real*>job.real_weight
-    cdef const real* bias = <const real*>job.real_bias
+    cdef const real* copies = <const real*>job.buffers.features
+    cdef const real* weight = <const real*>job.buffers.real_weight
+    cdef const real* bias = <const real*>job.buffers.real_bias
     return Features((weight if weight != NULL else copies) + at,
-                    (bias if bias != NULL else copies + job.view.inner + WRAP) + at)
+                    (bias if bias != NULL else copies + job.problem.view.inner + WRAP) + at)

@@ -1,167 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# Backward statistics, and the coefficients of every elementwise pass: what the
-# formulas need of a channel, in `real`. docs/derivation.md has the equations.
+# Backward statistics: the sums of dy and of dy * xhat of each channel, and their merge.
 # May not write a tensor.
-#
-# A channel's numbers are scaled by a power of two where their size is extreme,
-# so that squares, products and coefficients neither overflow nor vanish. The
-# scaling is exact; it is 1 for all usual data.
-
-cdef extern from "math.h" nogil:
-    double fabs(double x)
-
-
-cdef inline real* coefficient(const Job* job, int which) noexcept nogil:
-    return <real*>job.coefficients + which * (job.view.channels + WRAP)
-
-
-cdef inline void wrap(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    # The first channels once more behind the last one, where whole rows of many
-    # channels are written with them.
-    cdef int which
-    if job.view.inner == 1 and job.plan.tiles > 1 and c1 - c0 == job.view.channels:
-        for which in range(COEFFICIENT_KINDS):
-            memcpy(coefficient(job, which) + c1, coefficient(job, which), WRAP * sizeof(real))
-
-
-cdef inline double size_of(double mean, double invstd) noexcept nogil:
-    # The size of a channel's data: its mean or its deviation.
-    cdef double size = 1.0 / invstd
-    return fabs(mean) if fabs(mean) > size else size
-
-
-cdef inline bint usual(double mean, double invstd) noexcept nogil:
-    # Is the size far from any end, said without a division? False too for NaN.
-    return ((fabs(mean) < USUAL_SCALE) & (invstd > 1.0 / USUAL_SCALE)
-            & ((fabs(mean) > 1.0 / USUAL_SCALE) | (invstd < USUAL_SCALE)))
-
-
-cdef inline double pow2_scale_for(double size) noexcept nogil:
-    # An inverse power of two near the size of the data. NaN, Inf and 0: 1.
-    if size > USUAL_SCALE and size <= DBL_MAX:
-        return inverse_pow2(size if size < LARGEST_SCALE else LARGEST_SCALE)
-    if size < 1.0 / USUAL_SCALE and size > 0.0:
-        return inverse_pow2(size if size > 1.0 / LARGEST_SCALE else 1.0 / LARGEST_SCALE)
-    return 1.0
-
-
-cdef inline double weight_of(const Job* job, Py_ssize_t c) noexcept nogil:
-    return 1.0 if job.weight == NULL or job.view.features else job.weight[c]
-
-
-cdef inline double bias_of(const Job* job, Py_ssize_t c) noexcept nogil:
-    return 0.0 if job.bias == NULL or job.view.features else job.bias[c]
-
-
-cdef void broadcast_features(const Job* job, Py_ssize_t j0, Py_ssize_t j1) noexcept nogil:
-    # And zeros, so that a register may reach past the last feature.
-    cdef real* weight = <real*>job.features
-    cdef real* bias = weight + job.view.inner + WRAP
-    cdef Py_ssize_t j
-    cdef fp_state saved = fp_enter()
-    if job.real_weight == NULL:
-        for j in range(j0, j1):
-            weight[j] = 1.0 if job.weight == NULL else as_real(job.weight[j])
-        memset(weight + j1, 0, WRAP * sizeof(real))
-    if job.real_bias == NULL:
-        for j in range(j0, j1):
-            bias[j] = 0.0 if job.bias == NULL else as_real(job.bias[j])
-        memset(bias + j1, 0, WRAP * sizeof(real))
-    fp_leave(saved)
-
-
-cdef void broadcast_groups(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    cdef Py_ssize_t c, g
-    cdef double invstd
-    cdef fp_state saved = fp_enter()
-    for g in range(c0 // job.group, c1 // job.group):
-        invstd = job.group_invstd[g]
-        if job.var != NULL:         # in the same place
-            invstd = 1.0 / sqrt(invstd + job.eps)
-            job.group_invstd[g] = invstd
-        for c in range(g * job.group, (g + 1) * job.group):
-            job.mean[c] = job.group_mean[g]
-            job.invstd[c] = invstd
-    fp_leave(saved)
-
-
-cdef void unusual_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
-    cdef double pow2_scale = pow2_scale_for(size_of(job.mean[c], job.invstd[c]))
-    cdef double mean = job.mean[c] * pow2_scale
-    cdef double invstd = job.invstd[c] / pow2_scale
-    cdef double scale = invstd * weight_of(job, c)
-    cdef double shift = bias_of(job, c)
-    cdef real pivot = as_real(mean)
-    if mean != <double>pivot:       # 0 * Inf would be NaN
-        shift -= (mean - <double>pivot) * scale
-    coefficient(job, POW2_SCALE)[c] = as_real(pow2_scale)
-    coefficient(job, PIVOT)[c] = pivot
-    coefficient(job, SCALE)[c] = as_real(scale)
-    coefficient(job, SHIFT)[c] = as_real(shift)
-
-
-cdef inline const double* parameter(const Job* job, const double* vector, double without,
-                                    Py_ssize_t c0, Py_ssize_t n,
-                                    double* scratch) noexcept nogil:
-    # Of n channels. A loop that has to ask whether there is one would not become vectors.
-    cdef Py_ssize_t i
-    if vector != NULL and not job.view.features:
-        return vector + c0
-    for i in range(n):
-        scratch[i] = without
-    return scratch
-
-
-cdef inline void some_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
-    # For n channels as if they were usual, in loops that become vectors, and
-    # again for those that are not. The pivot is the mean as `real` has it; the
-    # rest of the mean goes into the shift.
-    cdef double scratch[2][COLUMNS]
-    cdef const double* weight = parameter(job, job.weight, 1.0, c0, n, scratch[0])
-    cdef const double* bias = parameter(job, job.bias, 0.0, c0, n, scratch[1])
-    cdef const double* mean = job.mean + c0
-    cdef double* invstd = job.invstd + c0
-    cdef real* pow2_scale = coefficient(job, POW2_SCALE) + c0
-    cdef real* pivot = coefficient(job, PIVOT) + c0
-    cdef real* scale = coefficient(job, SCALE) + c0
-    cdef real* shift = coefficient(job, SHIFT) + c0
-    cdef double eps = job.eps
-    cdef Py_ssize_t i
-    cdef long unusual = 0
-    if job.var != NULL and job.group == 1:
-        for i in range(n):
-            invstd[i] = 1.0 / sqrt(job.var[c0 + i] + eps)
-    for i in range(n):
-        pow2_scale[i] = 1.0
-    for i in range(n):
-        pivot[i] = as_real(mean[i])
-    for i in range(n):
-        scale[i] = as_real(invstd[i] * weight[i])
-    for i in range(n):
-        shift[i] = as_real(bias[i] - (mean[i] - <double>pivot[i]) * (invstd[i] * weight[i]))
-    for i in range(n):
-        unusual += not usual(mean[i], invstd[i])
-    if unusual:
-        for i in range(n):
-            if not usual(mean[i], invstd[i]):
-                unusual_coefficients(job, c0 + i)
-
-
-cdef void coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    cdef Py_ssize_t i, c
-    cdef fp_state saved = fp_enter()
-    for i in range(steps(c1 - c0, COLUMNS)):
-        c = c0 + i * COLUMNS
-        some_coefficients(job, c, minimum(COLUMNS, c1 - c))
-    wrap(job, c0, c1)
-    fp_leave(saved)
-
 
 cdef inline void broadcast_coefficients(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
-                                        int gradient, Columns* columns) noexcept nogil:
+                                        int terms, Columns* columns) noexcept nogil:
     broadcast_channels(job, columns.pow2_scale, coefficient(job, POW2_SCALE) + channel, channels)
     broadcast_channels(job, columns.pivot, coefficient(job, PIVOT) + channel, channels)
-    if gradient == ACTIVATED:
+    if terms & ACTIVATED:
         broadcast_channels(job, columns.scale, coefficient(job, SCALE) + channel, channels)
         broadcast_channels(job, columns.shift, coefficient(job, SHIFT) + channel, channels)
         columns.activation = activation_of(job)
@@ -170,16 +15,16 @@ cdef inline void broadcast_coefficients(const Job* job, Py_ssize_t channel, Py_s
 cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t channel,
                              Columns* columns, double* s, double* q) noexcept nogil:
     # One channel of a block in float64.
-    cdef int gradient = ACTIVATED if job.fused else GRADIENTS
+    cdef int terms = GRADIENTS | ACTIVATED if job.plan.fused else GRADIENTS
     cdef Columns own
     cdef WideColumns wide
     cdef Py_ssize_t j, width = columns_per_channel(job)
-    broadcast_coefficients(job, channel, 1, gradient, &own)
-    wide.own = &own
+    broadcast_coefficients(job, channel, 1, terms, &own)
+    wide.in_real = &own
     for j in range(width):
         wide.pow2_scale[j] = own.pow2_scale[j]
         wide.pivot[j] = own.pivot[j]
-    reduce_block(job, block, channel, 1, &wide, columns, gradient)
+    reduce_block_f64(job, block, channel, 1, &wide, columns, terms)
     reduce_columns(columns, 1, width, s, q)
 
 
@@ -189,11 +34,11 @@ cdef inline bint not_finite(double s, double q) noexcept nogil:
 
 cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
                                    Columns* columns, double* s, double* q,
-                                   int gradient) noexcept nogil:
+                                   int terms) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
-    cdef double* s_sum = job.partial[0] + segment * job.view.channels + channel
-    cdef double* q_sum = job.partial[1] + segment * job.view.channels + channel
+    cdef double* s_sum = job.buffers.partial[0] + segment * job.problem.view.channels + channel
+    cdef double* q_sum = job.buffers.partial[1] + segment * job.problem.view.channels + channel
     cdef Py_ssize_t b, c
     cdef long infinite
     cdef Block block
@@ -202,7 +47,7 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
         block = block_at(job, b)
-        reduce_block(job, &block, channel, channels, NULL, columns, gradient)
+        reduce_block(job, &block, channel, channels, columns, terms)
         reduce_channels(job, columns, channels, s, q)
         infinite = 0
         for c in range(channels):
@@ -218,100 +63,41 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
 
 
 cdef inline void sum_gradients(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t s0,
-                               Py_ssize_t s1, int gradient) noexcept nogil:
+                               Py_ssize_t s1, int terms) noexcept nogil:
     cdef Columns columns
     cdef double s[COLUMNS]
     cdef double q[COLUMNS]
     cdef Py_ssize_t tile, segment
     for tile in range(t0, t1):
-        broadcast_coefficients(job, first_channel(job, tile), count_channels(job, tile), gradient,
+        broadcast_coefficients(job, first_channel(job, tile), count_channels(job, tile), terms,
                                &columns)
         for segment in range(s0, s1):
-            segment_gradients(job, tile, segment, &columns, s, q, gradient)
+            segment_gradients(job, tile, segment, &columns, s, q, terms)
 
 
 cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
                         Py_ssize_t s0, Py_ssize_t s1) noexcept nogil:
     cdef fp_state saved = fp_enter()
-    if job.fused:
-        sum_gradients(job, t0, t1, s0, s1, ACTIVATED)
+    if job.plan.fused:
+        sum_gradients(job, t0, t1, s0, s1, GRADIENTS | ACTIVATED)
     else:
         sum_gradients(job, t0, t1, s0, s1, GRADIENTS)
     fp_leave(saved)
-
-
-cdef inline double scaled_invstd(const Job* job, Py_ssize_t c) noexcept nogil:
-    return job.invstd[c] / <double>coefficient(job, POW2_SCALE)[c]
-
-
-cdef inline double rest_of_mean(const Job* job, Py_ssize_t c) noexcept nogil:
-    # What the pivot has left of the mean, and the sums' d therefore lacks.
-    return (<double>coefficient(job, PIVOT)[c]
-            - job.mean[c] * <double>coefficient(job, POW2_SCALE)[c])
-
-
-# Below, names of their own for vectors: through `job`, the compiler would have to
-# read each pointer again after every store, and could not use vectors.
-
-cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0,
-                                       Py_ssize_t n) noexcept nogil:
-    # dx = dy * scale - (d * slope + shift), for n channels
-    cdef double scratch[COLUMNS]
-    cdef const double* weight = parameter(job, job.weight, 1.0, c0, n, scratch)
-    cdef const double* dbias = job.dbias + c0
-    cdef const double* dweight = job.dweight + c0
-    cdef real* slope = coefficient(job, SLOPE) + c0
-    cdef real* shift = coefficient(job, SHIFT) + c0
-    cdef double share = 1.0 / <double>count_per_channel(job)
-    cdef Py_ssize_t i
-    for i in range(n):
-        slope[i] = as_real(weight[i] * dweight[i] * share
-                           * scaled_invstd(job, c0 + i) * scaled_invstd(job, c0 + i))
-    for i in range(n):
-        shift[i] = as_real(weight[i] * share * scaled_invstd(job, c0 + i) * (
-            dbias[i] + rest_of_mean(job, c0 + i) * dweight[i] * scaled_invstd(job, c0 + i)))
-    if not job.centred:
-        memset(shift, 0, n * sizeof(real))
-
-
-cdef void group_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    # The same for sums over all channels of a group.
-    cdef Py_ssize_t c, g
-    cdef double s, q, invstd, share = 1.0 / <double>(count_per_channel(job) * job.group)
-    for g in range(c0 // job.group, c1 // job.group):
-        s = q = 0.0
-        for c in range(g * job.group, (g + 1) * job.group):
-            s += weight_of(job, c) * job.dbias[c]
-            q += weight_of(job, c) * job.dweight[c]
-        for c in range(g * job.group, (g + 1) * job.group):
-            invstd = scaled_invstd(job, c)
-            coefficient(job, SLOPE)[c] = as_real(q * share * invstd * invstd)
-            coefficient(job, SHIFT)[c] = as_real(
-                share * invstd * (s + rest_of_mean(job, c) * q * invstd))
-
-
-cdef inline void frozen_coefficients(const Job* job, Py_ssize_t c) noexcept nogil:
-    # Fixed statistics: dx = dy * weight * invstd, written by `write_forward`.
-    # -0.0 is what can be added without a trace.
-    coefficient(job, POW2_SCALE)[c] = 1.0
-    coefficient(job, PIVOT)[c] = 0.0
-    coefficient(job, SHIFT)[c] = -0.0
-    coefficient(job, SCALE)[c] = as_real(job.invstd[c] * weight_of(job, c))
 
 
 cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # -> dbias = sum dy, dweight = sum dy * xhat, and the coefficients of dx.
     cdef const double* s
     cdef const double* q
-    cdef double* dbias = job.dbias
-    cdef double* dweight = job.dweight
+    cdef double* dbias = job.buffers.dbias
+    cdef double* dweight = job.buffers.dweight
     cdef Py_ssize_t i, c, segment
     cdef fp_state saved = fp_enter()
     memset(dbias + c0, 0, (c1 - c0) * sizeof(double))
     memset(dweight + c0, 0, (c1 - c0) * sizeof(double))
     for segment in range(job.plan.segments):
-        s = job.partial[0] + segment * job.view.channels
-        q = job.partial[1] + segment * job.view.channels
+        s = job.buffers.partial[0] + segment * job.problem.view.channels
+        q = job.buffers.partial[1] + segment * job.problem.view.channels
         for c in range(c0, c1):
             dbias[c] += s[c]
         for c in range(c0, c1):
@@ -319,13 +105,13 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
     for c in range(c0, c1):
         dweight[c] = (dweight[c] + rest_of_mean(job, c) * dbias[c]) * scaled_invstd(job, c)
     memcpy(coefficient(job, OFFSET) + c0, coefficient(job, SHIFT) + c0, (c1 - c0) * sizeof(real))
-    if job.group > 1:
+    if job.problem.group > 1:
         group_coefficients(job, c0, c1)
-    elif job.training:
-        for i in range(steps(c1 - c0, COLUMNS)):
+    elif job.problem.training:
+        for i in range(ceil_div(c1 - c0, COLUMNS)):
             c = c0 + i * COLUMNS
             gradient_coefficients(job, c, minimum(COLUMNS, c1 - c))
-    elif not job.fused:
+    elif not job.plan.fused:
         for c in range(c0, c1):
             frozen_coefficients(job, c)
     wrap(job, c0, c1)
@@ -341,15 +127,17 @@ cdef void add_rows(double* rows, Py_ssize_t count, Py_ssize_t length) noexcept n
 
 
 cdef void add_instances(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    cdef Py_ssize_t instances = job.instances // job.parts
-    cdef Py_ssize_t channels = job.view.channels * job.parts
-    cdef Py_ssize_t length = job.view.inner + WRAP
+    cdef Py_ssize_t instances = job.problem.instances // job.problem.channel_parts
+    cdef Py_ssize_t channels = job.problem.view.channels * job.problem.channel_parts
+    cdef Py_ssize_t length = job.problem.view.inner + WRAP
     cdef fp_state saved = fp_enter()
-    if job.view.features:
-        add_rows(job.feature_sums, job.shares, 2 * length)
-        memcpy(job.dweight, job.feature_sums, job.view.inner * sizeof(double))
-        memcpy(job.dbias, job.feature_sums + length, job.view.inner * sizeof(double))
+    if job.problem.view.features:
+        add_rows(job.buffers.feature_sums, job.plan.shares, 2 * length)
+        memcpy(job.buffers.dweight, job.buffers.feature_sums,
+               job.problem.view.inner * sizeof(double))
+        memcpy(job.buffers.dbias, job.buffers.feature_sums + length,
+               job.problem.view.inner * sizeof(double))
     else:
-        add_rows(job.dweight, instances, channels)
-        add_rows(job.dbias, instances, channels)
+        add_rows(job.buffers.dweight, instances, channels)
+        add_rows(job.buffers.dbias, instances, channels)
     fp_leave(saved)

@@ -5,15 +5,35 @@ This one source is compiled once for each pair; simd.h gives it the registers.
 
 1. A kernel is a serial function without Python: no allocation, no exception, no
    GIL. It gets a `Job` and the rectangle of the job that is its task.
-2. geometry.pxi   where the numbers of a task lie in memory
-   sums.pxi       the two sums that every statistic is made of
-   moments.pxi    forward statistics: blocks, and their merge
-   activations.pxi  what follows a normalisation, and the gradient of it
-   gradients.pxi  backward statistics, and every coefficient
-   coefs.pxi       the arithmetic of the elementwise passes
-   writes.pxi     these passes, over planes and rows
-   features.pxi   the same where features have parameters
-   vectors.pxi    vectors of parameters, to float64 and back
+2. A fragment uses the names of those before it only:
+
+   arithmetic.pxi       whole numbers
+   geometry.pxi         where the numbers of a task lie in memory
+   activations.pxi      what follows a normalisation, and the gradient of it
+
+   inputs.pxi           what is summed, and what sums read
+   rowgroups.pxi        the terms of sums, and up to ROWS of them added
+   columns.pxi          the columns of a tile and their float64 sums; channels <-> columns
+   reduce_groups.pxi    row groups of a matrix to the sums of its columns
+   reduce_rowwise.pxi   the same, row by row
+   reduce_run.pxi       a long run to the sums of its channel
+   reduce_float64.pxi   the same sums in float64
+   reduce_block.pxi     a block to the sums of its channels
+
+   coefficients.pxi     statistics -> what each pass multiplies and adds
+   merging.pxi          forward statistics of parts -> those of the whole
+   moments.pxi          forward statistics: the kernel
+   gradients.pxi        backward statistics: the kernels
+
+   operands.pxi         the operands of an elementwise pass, one register of each
+   tables.pxi           the coefficients of a register
+   elementwise.pxi      the arithmetic of a register
+   write_rows.pxi       passes with a table of coefficients: rows, planes of few values
+   write_planes.pxi     passes along runs: planes
+   write_features.pxi   passes along runs with parameters of their own: layer norm
+   writes.pxi           which of these walks: the kernels
+
+   vectors.pxi          vectors of parameters, to float64 and back
 3. Sums are written in the order in which they are to be done, each column of
    its own. The compiler is forbidden to contract or reorder them: so the bits
    depend neither on the width of the registers nor on the CPU.
@@ -24,14 +44,18 @@ May: arithmetic. May not: validate, allocate, start threads, know about layouts
 other than by the strides of its operands.
 """
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport sqrt
+from libc.float cimport DBL_MAX
+from libc.math cimport fabs, sqrt
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
-from fastbn.kernels.job cimport (
-    COEFFICIENT_KINDS, COLUMNS, LEAKY_RELU, OFFSET, PIVOT, PIXELS, POW2_SCALE, RELU, RELU6,
-    RUN_COLUMNS, SCALE, SHIFT, SILU, SLOPE, WRAP, Job, KernelTable, Operand)
+from fastbn cimport (
+    FASTBN_HARDSIGMOID, FASTBN_HARDSWISH, FASTBN_IDENTITY, FASTBN_LEAKY_RELU, FASTBN_RELU,
+    FASTBN_RELU6, FASTBN_SILU)
+from fastbn.kernels.problem cimport (
+    COEFFICIENT_KINDS, COLUMNS, OFFSET, PIVOT, PIXELS, POW2_SCALE, RUN_COLUMNS, SCALE, SHIFT, SLOPE,
+    WRAP, ActivationTraits, Job, KernelTable, Operand, View)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state
@@ -70,7 +94,7 @@ cdef extern from "simd.h" nogil:
     void store_n(elem* p, lanes v, ptrdiff_t n)
     void stream(elem* p, lanes v)
     void flush_stream()
-    void prefetch(const elem* p, ptrdiff_t ahead)
+    void prefetch(const elem* p, ptrdiff_t distance)
     ptrdiff_t to_alignment(const elem* p)
     ptrdiff_t to_line(const elem* p)
     lanes set1(real x)
@@ -82,10 +106,11 @@ cdef extern from "simd.h" nogil:
     wides load_wide(const double* p)
     void store_wide(double* p, wides v)
     wides widen(lanes v, int half)
-    double tree_of_eight(const wides* v)
+    double sum_of_eight(const wides* v)
     lanes concat_at(lanes first, lanes other, ptrdiff_t n)
     lanes neg_abs(lanes v)
-    lanes call_noinline(lanes (*f)(lanes) noexcept nogil, lanes v)
+    lanes call_noinline(lanes (*f)(const void*, lanes, lanes) noexcept nogil,
+                        const void* context, lanes v, lanes w)
     lanes min_lanes(lanes a, lanes b)
     lanes max_lanes(lanes a, lanes b)
     lanes select_le(lanes a, lanes b, lanes one, lanes other)
@@ -99,13 +124,27 @@ cdef extern from "simd.h" nogil:
 cdef enum:
     PADDING = 16        # the widest register reads this far past the columns
 
+include "arithmetic.pxi"
 include "geometry.pxi"
 include "activations.pxi"
-include "sums.pxi"
+include "inputs.pxi"
+include "rowgroups.pxi"
+include "columns.pxi"
+include "reduce_groups.pxi"
+include "reduce_rowwise.pxi"
+include "reduce_run.pxi"
+include "reduce_float64.pxi"
+include "reduce_block.pxi"
+include "coefficients.pxi"
+include "merging.pxi"
 include "moments.pxi"
 include "gradients.pxi"
+include "operands.pxi"
+include "tables.pxi"
 include "elementwise.pxi"
-include "features.pxi"
+include "write_rows.pxi"
+include "write_planes.pxi"
+include "write_features.pxi"
 include "writes.pxi"
 include "vectors.pxi"
 
@@ -115,6 +154,8 @@ cdef KernelTable kernels
 cdef const KernelTable* filled_table() noexcept nogil:
     kernels.elem_size = sizeof(elem)
     kernels.real_size = sizeof(real)
+    kernels.activation_count = ACTIVATIONS
+    kernels.activations = filled_traits()
     kernels.moments = moments
     kernels.merge_moments = merge_moments
     kernels.update_running = update_running

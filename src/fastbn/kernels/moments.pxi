@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# Forward statistics: (count, mean, M2) of each channel, M2 = sum (x - mean)^2.
-# Blocks are summed around a pivot and merged in their order (Chan, Golub,
-# LeVeque 1983); docs/numerics.md has the bound. May not write a tensor.
-
-cdef extern from "float.h" nogil:
-    double DBL_MAX
+# Forward statistics: (count, mean, M2) of each channel of a segment, M2 = sum (x - mean)^2.
+# Blocks are summed around a pivot, and merged. May not write a tensor.
 
 cdef enum:
     PROBES = 5      # the pivot is the median of so many elements of the block
     SPREAD = 4      # sums are trusted while sum (x - pivot)^2 <= SPREAD * M2 ...
     SMALLEST_BLOCK = 32     # narrower elements, if no more, are summed in float64 at once
+
 
 cdef struct BlockMoments:
     elem probes[PROBES][COLUMNS + PADDING]
@@ -19,7 +16,7 @@ cdef struct BlockMoments:
     double start[COLUMNS]   # what was subtracted: the pivot, or a first mean
     double mean[COLUMNS]    # less the origin
     double m2[COLUMNS]
-    int good[COLUMNS]
+    int trusted[COLUMNS]
     real pivot[COLUMNS + PADDING]
 
 
@@ -29,23 +26,6 @@ cdef inline lanes median(lanes a, lanes b, lanes c, lanes d, lanes e) noexcept n
     return max_lanes(min_lanes(f, g), min_lanes(e, max_lanes(f, g)))
 
 
-cdef inline const elem* one_of_each(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
-                                    Py_ssize_t run, Py_ssize_t offset,
-                                    elem* scratch) noexcept nogil:
-    # The same element of some channels, side by side: in x, or in `scratch`.
-    cdef const elem* first = element(job, &job.x, channel, run, offset)
-    cdef Py_ssize_t c
-    if job.x.channel == 1 and not job.view.features:
-        return first
-    if job.view.features and channel % job.period + channels > job.period:
-        for c in range(channels):
-            scratch[c] = element(job, &job.x, channel + c, run, offset)[0]
-    else:
-        for c in range(channels):
-            scratch[c] = first[c * job.x.channel]
-    return scratch
-
-
 cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t channel,
                                Py_ssize_t channels, BlockMoments* m) noexcept nogil:
     # An element of the block, never a rounded mean: a constant channel then has
@@ -53,7 +33,7 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
     cdef const elem* probes[PROBES]
     cdef lanes value[PROBES]
     cdef Py_ssize_t i, k, c, n, at, run
-    if not job.centred:
+    if not job.problem.centred:
         memset(m.pivot, 0, (channels + PADDING) * sizeof(real))
         return
     for k in range(PROBES):
@@ -61,28 +41,12 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
         run = at // block.length if block.runs > 1 else 0
         probes[k] = one_of_each(job, channel, channels, block.run + run,
                                 block.offset + at - run * block.length, m.probes[k])
-    for i in range(steps(channels, WIDTH)):
+    for i in range(ceil_div(channels, WIDTH)):
         c = i * WIDTH
         n = channels - c
         for k in range(PROBES):
             value[k] = load(probes[k] + c) if n >= WIDTH else load_n_or(probes[k] + c, n, set1(0))
         store_real(m.pivot + c, median(value[0], value[1], value[2], value[3], value[4]))
-
-
-cdef inline void load_origins(const Job* job, Py_ssize_t channel, Py_ssize_t channels,
-                              double* origin) noexcept nogil:
-    # Means are kept and merged as differences from an element of the channel: so
-    # they do not lose in float64 what the elements still have.
-    cdef elem scratch[COLUMNS]
-    cdef const elem* first
-    cdef Py_ssize_t c
-    if not job.centred:
-        memset(origin, 0, channels * sizeof(double))
-        return
-    first = one_of_each(job, channel, channels, 0, 0, scratch)
-    for c in range(channels):
-        origin[c] = as_double(first[c])
-        origin[c] = origin[c] if origin[c] - origin[c] == 0.0 else 0.0
 
 
 cdef inline double squares(double s, double q, double n) noexcept nogil:
@@ -91,7 +55,7 @@ cdef inline double squares(double s, double q, double n) noexcept nogil:
     return 0.0 if m2 < 0.0 else m2
 
 
-cdef inline bint trusted(double q, double m2, double n) noexcept nogil:
+cdef inline bint are_trusted(double q, double m2, double n) noexcept nogil:
     # False too where q is NaN.
     return (q >= n * SMALLEST_SQUARE) & (q <= SPREAD * m2) & (q <= DBL_MAX)
 
@@ -99,7 +63,7 @@ cdef inline bint trusted(double q, double m2, double n) noexcept nogil:
 cdef inline void close_channels(const Job* job, Py_ssize_t c0, Py_ssize_t c1, double n,
                                 BlockMoments* m) noexcept nogil:
     cdef Py_ssize_t c
-    if not job.centred:     # the mean is taken to be 0
+    if not job.problem.centred:     # the mean is taken to be 0
         memset(m.mean + c0, 0, (c1 - c0) * sizeof(double))
         memcpy(m.m2 + c0, m.q + c0, (c1 - c0) * sizeof(double))
         return
@@ -108,8 +72,9 @@ cdef inline void close_channels(const Job* job, Py_ssize_t c0, Py_ssize_t c1, do
         m.m2[c] = squares(m.s[c], m.q[c], n)
 
 
-cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
-                   Py_ssize_t c1, double n, Columns* columns, BlockMoments* m) noexcept nogil:
+cdef inline void sum_float64(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
+                             Py_ssize_t c1, double n, Columns* columns,
+                             BlockMoments* m) noexcept nogil:
     # Channels [c0, c1) of a block in float64, around `start`.
     cdef WideColumns wide
     cdef Py_ssize_t c, j, width = columns_per_channel(job)
@@ -119,18 +84,23 @@ cdef void sum_wide(const Job* job, const Block* block, Py_ssize_t channel, Py_ss
         for c in range(c0, c1):
             for j in range(width):
                 wide.pivot[(c - c0) * width + j] = m.start[c]
-    reduce_block(job, block, channel + c0, c1 - c0, &wide, columns, False)
+    reduce_block_f64(job, block, channel + c0, c1 - c0, &wide, columns, MOMENTS)
     reduce_columns(columns, c1 - c0, width, m.s + c0, m.q + c0)
     close_channels(job, c0, c1, n, m)
 
 
-cdef void sum_again(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
-                    Py_ssize_t c1, double n, Columns* columns, BlockMoments* m) noexcept nogil:
-    # In float64 around the first mean, if there is one.
-    cdef Py_ssize_t c
-    for c in range(c0, c1):
-        m.start[c] = m.origin[c] + m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
-    sum_wide(job, block, channel, c0, c1, n, columns, m)
+cdef void sum_untrusted(const Job* job, const Block* block, Py_ssize_t channel,
+                        Py_ssize_t channels, double n, Columns* columns,
+                        BlockMoments* m) noexcept nogil:
+    # Each run of channels that are not to be trusted.
+    cdef Py_ssize_t c = 0, end
+    while c < channels:
+        end = c + 1
+        if not m.trusted[c]:
+            while end < channels and not m.trusted[end]:
+                end += 1
+            sum_float64(job, block, channel, c, end, n, columns, m)
+        c = end
 
 
 cdef inline void sum_few(const Job* job, const Block* block, Py_ssize_t channel,
@@ -140,68 +110,37 @@ cdef inline void sum_few(const Job* job, const Block* block, Py_ssize_t channel,
     # at most twice as many times the channel's M2 as there are values: nothing to
     # float64, but too much for elements that are float64 themselves.
     memcpy(m.start, m.origin, channels * sizeof(double))
-    sum_wide(job, block, channel, 0, channels, n, columns, m)
+    memset(m.trusted, 0, channels * sizeof(int))
+    sum_untrusted(job, block, channel, channels, n, columns, m)
 
 
 cdef inline void close_block(const Job* job, const Block* block, Py_ssize_t channel,
                              Py_ssize_t channels, double n, Columns* columns,
                              BlockMoments* m) noexcept nogil:
-    # Sums -> mean and M2; once more, in float64, where the sums are not trusted.
-    cdef Py_ssize_t c, end
-    cdef int good = 1
+    # Sums -> mean and M2; where the sums are not trusted, once more in float64 around the
+    # first mean, if there is one.
+    cdef Py_ssize_t c
+    cdef int all_trusted = 1
     reduce_channels(job, columns, channels, m.s, m.q)
     for c in range(channels):
         m.start[c] = <double>m.pivot[c]
     close_channels(job, 0, channels, n, m)
     for c in range(channels):
-        m.good[c] = trusted(m.q[c], m.m2[c], n)
-        good &= m.good[c]
-    if good:
-        return
-    c = 0
-    while c < channels:
-        end = c + 1
-        if not m.good[c]:
-            while end < channels and not m.good[end]:
-                end += 1
-            sum_again(job, block, channel, c, end, n, columns, m)
-        c = end
-
-
-cdef inline void merge(Py_ssize_t channels, double n_a, double* mean_a, double* m2_a,
-                       double n_b, const double* mean_b, const double* m2_b) noexcept nogil:
-    # a += b. An empty a is overwritten, so that its zeros round nothing.
-    cdef Py_ssize_t c
-    cdef double n = n_a + n_b
-    cdef double weight = n_b / n
-    cdef double cross = n_a * weight
-    cdef double delta
-    cdef long infinite = 0
-    if n_a == 0.0:
-        memcpy(mean_a, mean_b, channels * sizeof(double))
-        memcpy(m2_a, m2_b, channels * sizeof(double))
+        m.trusted[c] = are_trusted(m.q[c], m.m2[c], n)
+        all_trusted &= m.trusted[c]
+    if all_trusted:
         return
     for c in range(channels):
-        delta = mean_b[c] - mean_a[c]
-        infinite += delta - delta != 0.0
-        m2_a[c] += m2_b[c] + delta * delta * cross
-    if not infinite:
-        for c in range(channels):
-            mean_a[c] += (mean_b[c] - mean_a[c]) * weight
-        return
-    for c in range(channels):
-        delta = mean_b[c] - mean_a[c]
-        if delta - delta == 0.0:
-            mean_a[c] += delta * weight
-        else:       # an infinite mean stays infinite
-            mean_a[c] = (mean_a[c] * n_a + mean_b[c] * n_b) / n
+        if not m.trusted[c]:
+            m.start[c] = m.origin[c] + m.mean[c] if m.mean[c] - m.mean[c] == 0.0 else 0.0
+    sum_untrusted(job, block, channel, channels, n, columns, m)
 
 
 cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
                                  Columns* columns, BlockMoments* m) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile)
     cdef Py_ssize_t channels = count_channels(job, tile)
-    cdef Py_ssize_t at = segment * job.view.channels + channel
+    cdef Py_ssize_t at = segment * job.problem.view.channels + channel
     cdef Py_ssize_t b
     cdef double count = 0.0, n
     cdef Block block
@@ -215,9 +154,10 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
         else:
             choose_pivots(job, &block, channel, channels, m)
             broadcast_channels(job, columns.pivot, m.pivot, channels)
-            reduce_block(job, &block, channel, channels, NULL, columns, False)
+            reduce_block(job, &block, channel, channels, columns, MOMENTS)
             close_block(job, &block, channel, channels, n, columns, m)
-        merge(channels, count, job.partial[0] + at, job.partial[1] + at, n, m.mean, m.m2)
+        merge(channels, count, job.buffers.partial[0] + at, job.buffers.partial[1] + at, n, m.mean,
+              m.m2)
         count += n
 
 
@@ -230,69 +170,4 @@ cdef void moments(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
     for tile in range(t0, t1):
         for segment in range(s0, s1):
             segment_moments(job, tile, segment, &columns, &m)
-    fp_leave(saved)
-
-
-cdef void merge_moments(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    # The channels [c0, c1) of all segments, in the order of the segments.
-    cdef double origin[COLUMNS]
-    cdef double* mean = job.mean
-    cdef double* m2 = job.m2
-    cdef Py_ssize_t segment, at, i, c, some
-    cdef double count = 0.0, n
-    cdef fp_state saved = fp_enter()
-    for segment in range(job.plan.segments):
-        at = segment * job.view.channels + c0
-        n = <double>count_in_segment(job, segment)
-        merge(c1 - c0, count, mean + c0, m2 + c0, n, job.partial[0] + at, job.partial[1] + at)
-        count += n
-    for i in range(steps(c1 - c0, COLUMNS)):
-        some = minimum(COLUMNS, c1 - c0 - i * COLUMNS)
-        load_origins(job, c0 + i * COLUMNS, some, origin)
-        for c in range(some):
-            mean[c0 + i * COLUMNS + c] += origin[c]
-    if job.var != NULL:
-        for c in range(c0, c1):
-            job.var[c] = m2[c] / count
-    fp_leave(saved)
-
-
-cdef inline const double* averages(const Job* job, const double* vectors, Py_ssize_t c0,
-                                   Py_ssize_t n, double* scratch) noexcept nogil:
-    # Of n channels over the instances.
-    cdef Py_ssize_t i, instance
-    if job.instances == 1:
-        return vectors + c0
-    memcpy(scratch, vectors + c0, n * sizeof(double))
-    for instance in range(1, job.instances):
-        for i in range(n):
-            scratch[i] += vectors[instance * job.view.channels + c0 + i]
-    for i in range(n):
-        scratch[i] /= <double>job.instances
-    return scratch
-
-
-cdef void update_running(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    # The running variance is unbiased, as in the paper's algorithm 2.
-    cdef double scratch[COLUMNS]
-    cdef const double* average
-    cdef double* running_mean
-    cdef double* running_var
-    cdef double new = job.momentum, old = 1.0 - job.momentum
-    cdef double freedom = <double>count_per_channel(job) - 1.0
-    cdef Py_ssize_t i, k, c, n
-    cdef fp_state saved = fp_enter()
-    for k in range(steps(c1 - c0, COLUMNS)):
-        c = c0 + k * COLUMNS
-        n = minimum(COLUMNS, c1 - c)
-        if job.running_mean != NULL:
-            running_mean = job.running_mean + c
-            average = averages(job, job.mean, c, n, scratch)
-            for i in range(n):
-                running_mean[i] = old * running_mean[i] + new * average[i]
-        if job.running_var != NULL:
-            running_var = job.running_var + c
-            average = averages(job, job.m2, c, n, scratch)
-            for i in range(n):
-                running_var[i] = old * running_var[i] + new * (average[i] / freedom)
     fp_leave(saved)

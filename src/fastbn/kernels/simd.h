@@ -38,12 +38,12 @@
 #endif
 
 /* elem: what is in memory. real: what is computed with. */
-#if defined(FASTBN_FLOAT64)
+#if defined(FASTBN_ELEM_FLOAT64)
 typedef double elem;
 typedef double real;
 typedef int64_t real_bits;
 #define STORED_BYTES VECTOR_BYTES
-#elif defined(FASTBN_FLOAT32)
+#elif defined(FASTBN_ELEM_FLOAT32)
 typedef float elem;
 typedef float real;
 typedef int32_t real_bits;
@@ -78,7 +78,7 @@ enum { MAX_ROW_VECTORS = 1 };
 
 /* Squares below the first lose bits to underflow in `real`; the second is a
  * power of two near the end of its range; the third is far from any end. */
-#ifdef FASTBN_FLOAT64
+#ifdef FASTBN_ELEM_FLOAT64
 #define SMALLEST_SQUARE 0x1p-960
 #define LARGEST_SCALE 0x1p1000
 #define USUAL_SCALE 0x1p240
@@ -123,7 +123,7 @@ static inline lane_words longer(stored v) { return __builtin_convertvector(v, la
 static inline stored shorter(lane_words v) { return __builtin_convertvector(v, stored); }
 #endif
 
-#if defined(FASTBN_BFLOAT16)
+#if defined(FASTBN_ELEM_BFLOAT16)
 static inline lanes unpack(stored v) { return (lanes)(longer(v) << 16); }
 static inline stored pack(lanes v)
 {
@@ -163,7 +163,7 @@ static inline stored pack(lanes v)
 #endif
 
 /* Is a float64 rounded once to an element? bfloat16 is made of float32, by ml_dtypes. */
-#if defined(FASTBN_FLOAT16)
+#if defined(FASTBN_ELEM_FLOAT16)
 enum { ROUNDED_ONCE = 1 };
 #else
 enum { ROUNDED_ONCE = 0 };
@@ -195,10 +195,10 @@ static inline void store_wide(double *p, wides v) { *(wides_in_memory *)p = v; }
 
 /* The first n <= WIDTH numbers; memory past them is neither read nor written, and
  * `fill` is what a load has in their place. */
-#if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT32)
+#if VECTOR_BYTES == 64 && defined(FASTBN_ELEM_FLOAT32)
 static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
 { return (lanes)_mm512_mask_loadu_ps((__m512)fill, (__mmask16)((1u << n) - 1), p); }
-#elif VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
+#elif VECTOR_BYTES == 64 && defined(FASTBN_ELEM_FLOAT64)
 static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
 { return (lanes)_mm512_mask_loadu_pd((__m512d)fill, (__mmask8)((1u << n) - 1), p); }
 #elif VECTOR_BYTES == 64
@@ -207,7 +207,7 @@ static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
     __mmask16 mask = (__mmask16)((1u << n) - 1);
     return unpack((stored)_mm256_mask_loadu_epi16((__m256i)pack(fill), mask, p));
 }
-#elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT32)
+#elif VECTOR_BYTES == 32 && defined(FASTBN_ELEM_FLOAT32)
 static inline __m256i first_n_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
 static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
@@ -215,7 +215,7 @@ static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
     __m256i mask = first_n_mask(n);
     return (lanes)_mm256_blendv_ps((__m256)fill, _mm256_maskload_ps(p, mask), (__m256)mask);
 }
-#elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT64)
+#elif VECTOR_BYTES == 32 && defined(FASTBN_ELEM_FLOAT64)
 static inline __m256i first_n_mask(ptrdiff_t n)
 { return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3)); }
 static inline lanes load_n_or(const elem *p, ptrdiff_t n, lanes fill)
@@ -297,8 +297,8 @@ static inline void flush_stream(void) { }
 #endif
 
 /* A hint: the line of memory at p, which may lie past the array. */
-static inline void prefetch(const elem *p, ptrdiff_t ahead)
-{ __builtin_prefetch((const char *)((uintptr_t)p + (uintptr_t)(ahead * (ptrdiff_t)sizeof(elem))), 0, 2); }
+static inline void prefetch(const elem *p, ptrdiff_t distance)
+{ __builtin_prefetch((const char *)((uintptr_t)p + (uintptr_t)(distance * (ptrdiff_t)sizeof(elem))), 0, 2); }
 
 /* How many elements from p to the next address a streaming store accepts. */
 static inline ptrdiff_t to_alignment(const elem *p)
@@ -311,13 +311,13 @@ static inline ptrdiff_t to_line(const elem *p)
 /* ---- a + b, exactly so, but by the multiplier where it can add: sums keep the
  * adders busy, and leave it idle ---- */
 
-#if VECTOR_BYTES == 64 && !defined(FASTBN_FLOAT64)
+#if VECTOR_BYTES == 64 && !defined(FASTBN_ELEM_FLOAT64)
 static inline lanes add(lanes a, lanes b)
 { return (lanes)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(1), (__m512)b); }
 #elif VECTOR_BYTES == 64
 static inline lanes add(lanes a, lanes b)
 { return (lanes)_mm512_fmadd_pd((__m512d)a, _mm512_set1_pd(1), (__m512d)b); }
-#elif VECTOR_BYTES == 32 && defined(__FMA__) && !defined(FASTBN_FLOAT64)
+#elif VECTOR_BYTES == 32 && defined(__FMA__) && !defined(FASTBN_ELEM_FLOAT64)
 static inline lanes add(lanes a, lanes b)
 { return (lanes)_mm256_fmadd_ps((__m256)a, _mm256_set1_ps(1), (__m256)b); }
 #elif VECTOR_BYTES == 32 && defined(__FMA__)
@@ -337,12 +337,14 @@ static inline lanes force_register(lanes v) { __asm__("" : "+x"(v)); return v; }
 static inline lanes force_register(lanes v) { return v; }
 #endif
 
-/* f(v), by a call: f is long, and not to be a part of each loop that may need it. */
-static __attribute__((noinline)) lanes call_noinline(lanes (*f)(lanes), lanes v) { return f(v); }
+/* f(context, v, w), by a call: f is long, and not to be a part of each loop that may need it. */
+static __attribute__((noinline)) lanes call_noinline(
+    lanes (*f)(const void *context, lanes v, lanes w), const void *context, lanes v, lanes w)
+{ return f(context, v, w); }
 
 /* ---- wider numbers, and selects ---- */
 
-#ifdef FASTBN_FLOAT64
+#ifdef FASTBN_ELEM_FLOAT64
 static inline wides widen(lanes v, int half) { (void)half; return v; }
 #else
 /* Vector conversions of GCC 12 go by halves of halves: hence intrinsics. */
@@ -376,7 +378,7 @@ static inline wides widen(lanes v, int half)
 
 /* ((a + b) + (c + d)) + ((e + f) + (g + h)) of eight numbers in a row of registers. */
 #if VECTOR_BYTES >= 32
-static inline double tree_of_eight(const wides *v)
+static inline double sum_of_eight(const wides *v)
 {
 #if VECTOR_BYTES == 64
     __m256d first = _mm512_castpd512_pd256((__m512d)v[0]);
@@ -389,7 +391,7 @@ static inline double tree_of_eight(const wides *v)
     return fours[0] + fours[1];
 }
 #else
-static inline double tree_of_eight(const wides *v)
+static inline double sum_of_eight(const wides *v)
 {
     return ((v[0][0] + v[0][1]) + (v[1][0] + v[1][1])) + ((v[2][0] + v[2][1]) + (v[3][0] + v[3][1]));
 }
@@ -406,7 +408,7 @@ static inline lanes concat_at(lanes first, lanes other, ptrdiff_t n)
 
 /* a < b ? a : b, and a < b ? b : a; where either is NaN: b, and a. And where a <= b, the
  * one, elsewhere, and where either is NaN, the other. */
-#if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
+#if VECTOR_BYTES == 64 && defined(FASTBN_ELEM_FLOAT64)
 static inline lanes min_lanes(lanes a, lanes b) { return (lanes)_mm512_min_pd((__m512d)a, (__m512d)b); }
 static inline lanes max_lanes(lanes a, lanes b) { return (lanes)_mm512_max_pd((__m512d)b, (__m512d)a); }
 static inline lanes select_le(lanes a, lanes b, lanes one, lanes other)
@@ -422,7 +424,7 @@ static inline lanes select_le(lanes a, lanes b, lanes one, lanes other)
     return (lanes)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ),
                                        (__m512)other, (__m512)one);
 }
-#elif VECTOR_BYTES == 32 && defined(FASTBN_FLOAT64)
+#elif VECTOR_BYTES == 32 && defined(FASTBN_ELEM_FLOAT64)
 static inline lanes min_lanes(lanes a, lanes b) { return (lanes)_mm256_min_pd((__m256d)a, (__m256d)b); }
 static inline lanes max_lanes(lanes a, lanes b) { return (lanes)_mm256_max_pd((__m256d)b, (__m256d)a); }
 static inline lanes select_le(lanes a, lanes b, lanes one, lanes other)
@@ -450,12 +452,12 @@ static inline lanes and_bits(lanes v, lanes bits) { return (lanes)((lane_bits)v 
 /* exp(-FAR) is 0. LOG_2 has zeros at its end: its product with a whole number is exact.
  * POLYNOMIAL has the least relative error, 2**-58 and 2**-28, that one of its degree with
  * 1 + x at its beginning has between -log(2) / 2 and log(2) / 2 (Remez' algorithm). */
-#ifdef FASTBN_FLOAT64
+#ifdef FASTBN_ELEM_FLOAT64
 enum { FAR = 750, TERMS = 11 };
 #define LOG2_E 0x1.71547652b82fep+0
 #define LOG_2 0x1.62e42feep-1
 #define REST_OF_LOG_2 0x1.a39ef35793c76p-33
-#define WHOLE_NUMBERS 0x1.8p52      /* added to a number, kernels no place for a fraction */
+#define WHOLE_NUMBERS 0x1.8p52      /* added to a number, leaves no place for a fraction */
 #define EXPONENT_BIAS 1023
 #define FRACTION_BITS 52
 static const real POLYNOMIAL[12] = {
@@ -478,7 +480,7 @@ static inline lanes round_to_int(lanes v)
 { return (v + set1(WHOLE_NUMBERS)) - set1(WHOLE_NUMBERS); }
 
 /* v * 2**n for a whole n of at most twice the range of exponents, rounded once. */
-#if VECTOR_BYTES == 64 && defined(FASTBN_FLOAT64)
+#if VECTOR_BYTES == 64 && defined(FASTBN_ELEM_FLOAT64)
 static inline lanes scale_by_pow2(lanes v, lanes n)
 { return (lanes)_mm512_scalef_pd((__m512d)v, (__m512d)n); }
 #elif VECTOR_BYTES == 64

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all layers share: modes, what backward needs, parameters, state.
+"""What all layers share: calls, backward, modes, parameters, state.
 
-A layer adds its arguments, `__call__` (a direct call of what does the work, which
-nothing here stands between), `_gradients` and `__repr__`. May keep state. May
-not do arithmetic on tensors.
+A layer adds its arguments, `_forward` and `_gradients`, which call what does the work, and
+what `__repr__` shows. May keep state. May not do arithmetic on tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 
-from fastbn import _view
+from fastbn._docs import filled
+from fastbn._numpy import binding
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def checked_size(value: SupportsIndex, name: str) -> int:
     """Return a number of channels or groups as an int, or raise."""
-    size = _view.check_integer(value, name)
+    size = binding.check_integer(value, name)
     if not 1 <= size < 2**48:
         raise ValueError(f"{name}: expected at least 1, got {value}")
     return size
@@ -44,11 +44,12 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype:
 
 def _checked_batches(value: object) -> int:
     array = np.asarray(value)
-    if array.shape != () or array.dtype.kind not in "iu":
+    if array.shape not in ((), (1,)) or array.dtype.kind not in "iu":
         raise TypeError(f"num_batches_tracked: expected an integer, got {value!r}")
-    if not 0 <= int(array) < 2**63:
+    batches = int(array.item())
+    if not 0 <= batches < 2**63:
         raise ValueError(f"num_batches_tracked: expected at least 0, got {value!r}")
-    return int(array)
+    return batches
 
 
 class Layer:
@@ -66,6 +67,9 @@ class Layer:
         As for the functions.
     """
 
+    #: Arguments that `__repr__` shows where they differ from these.
+    _defaults: tuple[tuple[str, object], ...]
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -77,8 +81,8 @@ class Layer:
         bias: bool,
     ) -> None:
         self.dtype = _checked_dtype(dtype)
-        self.activation = _view.check_activation(activation)
-        self.negative_slope = _view.check_slope(negative_slope)
+        self.activation = binding.check_activation(activation)
+        self.negative_slope = binding.check_slope(negative_slope)
         self.training = True
         self.weight: Kept | None = np.ones(shape, self.dtype) if weight else None
         self.bias: Kept | None = np.zeros(shape, self.dtype) if bias else None
@@ -86,25 +90,65 @@ class Layer:
         self.bias_grad: Kept | None = None
         self._shape = shape
         self._parameters = [n for n in ("weight", "bias") if getattr(self, n) is not None]
-        # (x, residual, and the statistics): what backward needs.
-        self._saved: tuple | None = None
+        # What backward needs: (x, residual, statistics).
+        self._saved: tuple[NDArray, NDArray | None, tuple] | None = None
         self._overwritten = False  # a tensor of the last call is gone, so backward is too
 
-    def _keep(
-        self, x: NDArray, residual: NDArray | None, out: NDArray | None, *statistics: NDArray
-    ) -> None:
-        self._overwritten = _view.overwritten(out, x, residual)
-        self._saved = None if self._overwritten else (x, residual, *statistics)
-
-    def _forget(self) -> None:
-        self._saved, self._overwritten = None, False
-
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        # Of x, weight and bias, in this order, then of the residual, if there was one;
-        # `saved` is what `_keep` was given.
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        # In training a tuple: y, then the statistics that `_gradients` gets back. Else y.
+        # What it refuses has changed nothing.
         raise NotImplementedError
+
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        # Of x, weight and bias, in this order, then of the residual, if there was one.
+        raise NotImplementedError
+
+    @filled
+    def __call__(
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
+    ) -> NDArray[Floating]:
+        """Normalise `x`; in training, keep what `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray of float16, bfloat16, float32 or float64
+            With the channels of the layer, or the last axes of its `normalized_shape`.
+            In training a reference to it is kept for `backward`, until the next call or
+            `eval`.
+        out : ndarray of the shape and dtype of `x`, optional
+            Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
+
+        Returns
+        -------
+        {y}
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the function of the same operation, such as `batch_norm`; and for another
+            number of channels. A call that is refused changes nothing.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.BatchNorm(2).eval()
+        >>> bn(np.array([[1.0, 2.0]])).round(3)
+        array([[1., 2.]])
+        """
+        training = self.training
+        result: Any = self._forward(x, residual, out, training)
+        if not training:
+            self._saved, self._overwritten = None, False
+            return result
+        self._overwritten = out is not None and binding.overwritten(out, x, residual)
+        self._saved = None if self._overwritten else (x, residual, result[1:])
+        return result[0]
 
     def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:
         """Return `dx` of the last call in training; set the gradients of the parameters.
@@ -145,16 +189,16 @@ class Layer:
             raise RuntimeError(
                 "backward: the x or the residual of the last call was overwritten through out="
             )
-        saved = self._saved
-        if saved is None:
+        if self._saved is None:
             raise RuntimeError("backward: expected a call in training mode before it, got none")
-        dx, *gradients = self._gradients(dy, saved, out)
-        if _view.overwritten(out, saved[0], saved[1]):
+        x, residual, statistics = self._saved
+        dx, *gradients = self._gradients(dy, x, statistics, residual, out)
+        if binding.overwritten(out, x, residual):
             self._saved, self._overwritten = None, True
         # The functions return a gradient also for a parameter that the layer does not have.
         for name, gradient in zip(self._parameters, gradients, strict=False):
             setattr(self, f"{name}_grad", gradient)
-        return dx if saved[1] is None else (dx, gradients[-1])
+        return dx if residual is None else (dx, gradients[-1])
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode (or, with ``mode=False``, to evaluation); return self.
@@ -174,9 +218,9 @@ class Layer:
         >>> fastbn.BatchNorm(2).train().training
         True
         """
-        self.training = _view.check_flag(mode, "mode")
+        self.training = binding.check_flag(mode, "mode")
         if not self.training:
-            self._forget()
+            self._saved, self._overwritten = None, False
         return self
 
     def eval(self) -> Self:
@@ -217,7 +261,9 @@ class Layer:
             for name in self._state_names()
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, NDArray]) -> None:
+    def load_state_dict(
+        self, state_dict: Mapping[str, NDArray], strict: bool = True
+    ) -> tuple[list[str], list[str]]:
         """Copy parameters and statistics from a dictionary with PyTorch's names.
 
         All of it is checked before anything is changed.
@@ -225,13 +271,24 @@ class Layer:
         Parameters
         ----------
         state_dict : mapping of str to ndarray
-            Exactly the names of `state_dict`. Of a PyTorch module:
-            ``{k: v.numpy() for k, v in module.state_dict().items()}``.
+            The names of `state_dict`, with arrays of float16, bfloat16, float32 or
+            float64; ``num_batches_tracked`` is an integer, an array of shape () or (1,).
+            Of a PyTorch module: ``{k: v.numpy() for k, v in module.state_dict().items()}``.
+        strict : bool, default True
+            Raise if a name is missing or unexpected; otherwise such names are left out.
+
+        Returns
+        -------
+        missing_keys : list of str
+            Names of the layer that `state_dict` does not have. ``num_batches_tracked``,
+            which older checkpoints do not have, is not among them: it stays as it is.
+        unexpected_keys : list of str
+            Names of `state_dict` that the layer does not have.
 
         Raises
         ------
         KeyError
-            If a name is missing or unknown.
+            If `strict`, and a name is missing or unexpected.
         ValueError, TypeError
             If a shape or a dtype does not fit.
 
@@ -241,79 +298,88 @@ class Layer:
         >>> a, b = fastbn.BatchNorm(2), fastbn.BatchNorm(2)
         >>> a.weight[:] = 3.0
         >>> b.load_state_dict(a.state_dict())
+        ([], [])
         >>> b.weight
         array([3., 3.], dtype=float32)
+        >>> b.load_state_dict({"weight": a.weight, "scale": a.weight}, strict=False)
+        (['bias', 'running_mean', 'running_var'], ['scale'])
         """
-        names = self._state_names()
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
-        if set(state_dict) != set(names):
+        strict = binding.check_flag(strict, "strict")
+        names = self._state_names()
+        missing = [n for n in names if n not in state_dict and n != "num_batches_tracked"]
+        unexpected = [name for name in state_dict if name not in names]
+        if strict and (missing or unexpected):
             raise KeyError(
-                f"state_dict: expected exactly {sorted(names)}, got {sorted(state_dict, key=repr)}"
+                f"state_dict: expected the names {names}, got {list(state_dict)}, "
+                f"where {missing} are missing and {unexpected} unexpected"
             )
-        loaded = {name: self._checked(name, state_dict[name]) for name in names}
+        loaded = {n: self._checked(n, state_dict[n]) for n in names if n in state_dict}
         for name, value in loaded.items():
             if isinstance(value, int):
                 setattr(self, name, value)
             else:
                 getattr(self, name)[...] = value
+        return missing, unexpected
 
     def _checked(self, name: str, value: object) -> Kept | int:
         if name == "num_batches_tracked":
             return _checked_batches(value)
-        array = _view.check_parameter(value, name, self._shape)
-        if not getattr(self, name).flags.writeable:
-            raise ValueError(f"{name}: expected a writable array in the layer")
+        array = binding.check_array(value, name)
+        if array.shape != self._shape:
+            raise ValueError(f"{name}: expected shape {self._shape}, got {array.shape}")
+        kept = binding.check_parameter(getattr(self, name), f"the layer's {name}", self._shape)
+        if not kept.flags.writeable:
+            raise ValueError(f"the layer's {name}: expected a writable array, got a read-only one")
         with np.errstate(all="ignore"):
             return array.astype(self.dtype)
 
     def __getstate__(self) -> dict[str, object]:
         # Copies and pickles leave the last batch behind.
-        return self.__dict__ | {"_saved": None, "_overwritten": False, "_prepared": None}
+        return self.__dict__ | {"_saved": None, "_overwritten": False}
 
-    def _described(self, arguments: str, **defaults: object) -> str:
-        # `arguments`, and the attributes that differ from these defaults.
-        parts = [arguments]
-        for name, default in (defaults | {"activation": None, "negative_slope": 0.01}).items():
+    def _arguments(self) -> str:
+        # Those that `__repr__` shows always.
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        shown = [self._arguments()]
+        for name, default in (*self._defaults, ("activation", None), ("negative_slope", 0.01)):
             if getattr(self, name) != default:
-                parts.append(f"{name}={getattr(self, name)!r}")
+                shown.append(f"{name}={getattr(self, name)!r}")
         if self.dtype != np.float32:
-            parts.append(f"dtype={self.dtype}")
+            shown.append(f"dtype={self.dtype}")
         if not self.training:
-            parts.append("training=False")
-        return f"{type(self).__name__}({', '.join(parts)})"
+            shown.append("training=False")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class TrackingLayer(Layer):
-    """A layer of channels that may keep running statistics.
+    """A layer of channels that may keep running statistics; its arguments are `BatchNorm`'s."""
 
-    Parameters
-    ----------
-    num_features, eps, momentum, affine, track_running_stats, layout, dtype
-        As for `BatchNorm`.
-    activation, negative_slope
-        As for `BatchNorm`.
-    """
+    _defaults = (("affine", True), ("track_running_stats", True), ("layout", None))
 
     def __init__(
         self,
         num_features: SupportsIndex,
-        eps: float,
-        momentum: float | None,
-        affine: bool,
-        track_running_stats: bool,
-        layout: str | None,
-        dtype: DTypeLike,
-        activation: Activation | None,
-        negative_slope: float,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        layout: str | None = None,
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         self.num_features = checked_size(num_features, "num_features")
-        self.eps = _view.check_eps(eps)
-        self.momentum = None if momentum is None else _view.check_momentum(momentum)
-        _view.check_layout(layout)
+        self.eps = binding.check_eps(eps)
+        self.momentum = None if momentum is None else binding.check_momentum(momentum)
+        binding.check_layout(layout)
         self.layout = layout
-        self.affine = _view.check_flag(affine, "affine")
-        self.track_running_stats = _view.check_flag(track_running_stats, "track_running_stats")
+        self.affine = binding.check_flag(affine, "affine")
+        self.track_running_stats = binding.check_flag(track_running_stats, "track_running_stats")
         shape, tracks = (self.num_features,), self.track_running_stats
         super().__init__(
             shape, dtype, activation, negative_slope, weight=self.affine, bias=self.affine
@@ -322,9 +388,8 @@ class TrackingLayer(Layer):
         self.running_var: Kept | None = np.ones(shape, self.dtype) if tracks else None
         self.num_batches_tracked: int | None = 0 if tracks else None
 
-    def _next_momentum(self) -> float:
-        if self.momentum is not None:
-            return self.momentum
+    def _average_momentum(self) -> float:
+        # The momentum that makes running statistics the plain average over batches.
         return 1.0 / ((self.num_batches_tracked or 0) + 1)
 
     def _count(self, x: NDArray) -> None:
@@ -337,3 +402,6 @@ class TrackingLayer(Layer):
         if self.track_running_stats:
             names += ["running_mean", "running_var", "num_batches_tracked"]
         return names
+
+    def _arguments(self) -> str:
+        return f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}"

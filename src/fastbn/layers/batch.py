@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fastbn import _view
+from fastbn._docs import filled
+from fastbn._numpy import binding
 from fastbn.functional import batch_norm_backward
 from fastbn.layers.base import TrackingLayer
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
-
-    from fastbn._types import Activation, Floating, Gradients
+    from fastbn._types import Gradients
 
 
+@filled
 class BatchNorm(TrackingLayer):
     """Batch normalisation with parameters and running statistics.
 
@@ -24,43 +22,26 @@ class BatchNorm(TrackingLayer):
 
     Parameters
     ----------
-    num_features : int
-        C, the number of channels; at least 1.
-    eps : float, default 1e-5
-        Added to the variance, inside the root.
-    momentum : float or None, default 0.1
-        The share of the new value in a running statistic. ``None``: running
-        statistics are the plain average over all batches so far.
-    affine : bool, default True
-        Keep `weight` and `bias`; otherwise both are ``None``.
-    track_running_stats : bool, default True
-        Keep running statistics; otherwise evaluation, too, normalises with the
-        statistics of the batch.
-    layout : str, optional
-        As for `batch_norm`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of parameters and running statistics: float32 or float64. The input may
-        be either, float16 or bfloat16; `y` has the dtype of `x`.
+    {num_features}
+    {eps}
+    {average_momentum}
+    {keep_affine: True}
+    {track}
+    {layout}
+    {activation}
+    {negative_slope}
+    {dtype: parameters and running statistics}
 
     Attributes
     ----------
-    weight, bias : ndarray of shape (C,), or None
-    running_mean, running_var : ndarray of shape (C,), or None
-    num_batches_tracked : int or None
-        How many batches the running statistics have seen.
-    weight_grad, bias_grad : ndarray of shape (C,), or None
-        Set by `backward`.
-    training : bool
-        Set by `train` and `eval`.
+    {weights: (C,)}
+    {tracked}
+    {gradients: (C,)}
+    {training}
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
@@ -81,150 +62,39 @@ class BatchNorm(TrackingLayer):
     BatchNorm(3, eps=1e-05, momentum=0.1, layout='NHWC', training=False)
     """
 
-    def __init__(
-        self,
-        num_features: SupportsIndex,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        *,
-        layout: str | None = None,
-        activation: Activation | None = None,
-        negative_slope: float = 0.01,
-        dtype: DTypeLike = np.float32,
-    ) -> None:
-        self._prepared: _view.Prepared | None = None
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            layout,
-            dtype,
-            activation,
-            negative_slope,
-        )
+    _prepared: binding.Prepared | None = None
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
-
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            With `num_features` channels. In training a reference to it is kept
-            for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `batch_norm`; and for another number of channels.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> bn = fastbn.BatchNorm(2).eval()
-        >>> bn(np.array([[1.0, 2.0]])).round(3)
-        array([[1., 2.]])
-        """
-        if not self.training:
-            y = self._infer(x, residual, out)
-            self._forget()
-            return y
-        y, mean, invstd = _view.forward(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            True,
-            self._next_momentum(),
-            self.eps,
-            self.layout,
-            self.activation,
-            self.negative_slope,
-            residual,
-            out,
-            False,
-            self.num_features,
-        )
-        self._count(x)
-        self._keep(x, residual, out, mean, invstd)
-        return y
-
-    def _infer(
-        self,
-        x: NDArray[Floating],
-        residual: NDArray[Floating] | None,
-        out: NDArray[Floating] | None,
-    ) -> NDArray[Floating]:
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
-        prepared = self._prepared
-        if mean is None or var is None:
-            mean = var = prepared = None
-        # To compare the arrays costs less than to compute with them, and it cannot be
-        # forgotten. Objects do not change, since another thread may be using this one.
-        elif prepared is None or not prepared.fits(x, mean, var, weight, bias, self.eps):
-            prepared = self._prepared = _view.Prepared(
-                x, self.num_features, mean, var, weight, bias, self.eps
-            )
-        return _view.forward(
-            x,
-            weight,
-            bias,
-            mean,
-            var,
-            prepared is None,
-            0.0,
-            self.eps,
-            self.layout,
-            self.activation,
-            self.negative_slope,
-            residual,
-            out,
-            True,
-            self.num_features,
-            prepared,
-        )
+        momentum, prepared = 0.0, None
+        if training:
+            momentum = self._average_momentum() if self.momentum is None else self.momentum
+        elif mean is None or var is None:
+            mean = var = None
+        else:
+            # To compare the arrays costs less than to compute with them, and it cannot be
+            # forgotten. Objects do not change, since another thread may be using this one.
+            prepared = self._prepared
+            if prepared is None or not prepared.fits(x, mean, var, weight, bias, self.eps):
+                prepared = binding.Prepared(x, self.num_features, mean, var, weight, bias, self.eps)
+        result = binding.batch_forward(
+            x, weight, bias, mean, var, residual, out, prepared is None, momentum, self.eps,
+            self.layout, self.activation, self.negative_slope, not training, self.num_features,
+            prepared
+        )  # fmt: skip
+        if training:
+            self._count(x)
+        else:
+            self._prepared = prepared
+        return result
 
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, mean, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        mean, invstd = statistics
         return batch_norm_backward(
-            dy,
-            x,
-            mean,
-            invstd,
-            self.weight,
-            bias=self.bias,
-            layout=self.layout,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
+            dy, x, mean, invstd, self.weight, bias=self.bias, layout=self.layout,
+            activation=self.activation, negative_slope=self.negative_slope, residual=residual,
+            out=out
+        )  # fmt: skip
 
-    def __repr__(self) -> str:
-        return self._described(
-            f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}",
-            affine=True,
-            track_running_stats=True,
-            layout=None,
-        )
+    def __getstate__(self) -> dict[str, object]:
+        return super().__getstate__() | {"_prepared": None}

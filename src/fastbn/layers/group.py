@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from fastbn import _view
+from fastbn._docs import filled
+from fastbn._numpy import binding
 from fastbn.functional import (
     group_norm,
     group_norm_backward,
@@ -19,11 +20,12 @@ from fastbn.functional import (
 from fastbn.layers.base import Layer, TrackingLayer, checked_size
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import DTypeLike
 
-    from fastbn._types import Activation, Floating, Gradients
+    from fastbn._types import Activation, Gradients
 
 
+@filled
 class GroupNorm(Layer):
     """Group normalisation with parameters.
 
@@ -35,33 +37,23 @@ class GroupNorm(Layer):
         G, the number of groups; it divides `num_channels`.
     num_channels : int
         C, the number of channels; at least 1.
-    eps : float, default 1e-5
-        Added to the variance, inside the root.
-    affine : bool, default True
-        Keep `weight` and `bias`; otherwise both are ``None``.
-    layout : str, optional
-        As for `group_norm`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of parameters: float32 or float64. The input may be either, float16 or
-        bfloat16; `y` has the dtype of `x`.
+    {eps}
+    {keep_affine: True}
+    {instance_layout}
+    {activation}
+    {negative_slope}
+    {dtype: parameters}
 
     Attributes
     ----------
-    weight, bias : ndarray of shape (C,), or None
-    weight_grad, bias_grad : ndarray of shape (C,), or None
-        Set by `backward`.
-    training : bool
-        Set by `train` and `eval`. Evaluation gives the same `y`, but keeps
-        nothing for `backward`.
+    {weights: (C,)}
+    {gradients: (C,)}
+    {training}
+        Evaluation gives the same `y`, but keeps nothing for `backward`.
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
@@ -82,6 +74,8 @@ class GroupNorm(Layer):
     GroupNorm(2, 6, eps=1e-05, layout='NHWC', training=False)
     """
 
+    _defaults = (("affine", True), ("layout", None))
+
     def __init__(
         self,
         num_groups: SupportsIndex,
@@ -100,110 +94,37 @@ class GroupNorm(Layer):
             raise ValueError(
                 f"num_groups: expected a divisor of {num_channels} channels, got {num_groups}"
             )
-        self.eps = _view.check_eps(eps)
-        _view.check_layout(layout)
+        self.eps = binding.check_eps(eps)
+        binding.check_layout(layout)
         self.layout = layout
-        self.affine = _view.check_flag(affine, "affine")
+        self.affine = binding.check_flag(affine, "affine")
         super().__init__(
-            (self.num_channels,),
-            dtype,
-            activation,
-            negative_slope,
-            weight=self.affine,
-            bias=self.affine,
-        )
+            (self.num_channels,), dtype, activation, negative_slope, weight=self.affine,
+            bias=self.affine
+        )  # fmt: skip
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        binding.check_channels(x, self.layout, self.num_channels)
+        norm = group_norm_forward if training else group_norm
+        return norm(
+            x, self.num_groups, self.weight, self.bias, self.eps, layout=self.layout,
+            activation=self.activation, negative_slope=self.negative_slope, residual=residual,
+            out=out
+        )  # fmt: skip
 
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            With `num_channels` channels. In training a reference to it is kept
-            for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `group_norm`; and for another number of channels.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> gn = fastbn.GroupNorm(2, 4)
-        >>> gn(np.array([[1.0, 3.0, 10.0, 30.0]])).round(3)
-        array([[-1.,  1., -1.,  1.]])
-        """
-        _view.check_channels(x, self.layout, self.num_channels)
-        if not self.training:
-            self._forget()
-            return group_norm(
-                x,
-                self.num_groups,
-                self.weight,
-                self.bias,
-                self.eps,
-                layout=self.layout,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
-        y, mean, invstd = group_norm_forward(
-            x,
-            self.num_groups,
-            self.weight,
-            self.bias,
-            self.eps,
-            layout=self.layout,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
-        self._keep(x, residual, out, mean, invstd)
-        return y
-
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, mean, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        mean, invstd = statistics
         return group_norm_backward(
-            dy,
-            x,
-            mean,
-            invstd,
-            self.num_groups,
-            self.weight,
-            bias=self.bias,
-            layout=self.layout,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
+            dy, x, mean, invstd, self.num_groups, self.weight, bias=self.bias,
+            layout=self.layout, activation=self.activation, negative_slope=self.negative_slope,
+            residual=residual, out=out
+        )  # fmt: skip
 
-    def __repr__(self) -> str:
-        return self._described(
-            f"{self.num_groups}, {self.num_channels}, eps={self.eps:g}", affine=True, layout=None
-        )
+    def _arguments(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps:g}"
 
 
+@filled
 class InstanceNorm(TrackingLayer):
     """Instance normalisation, with parameters and running statistics on request.
 
@@ -211,43 +132,29 @@ class InstanceNorm(TrackingLayer):
 
     Parameters
     ----------
-    num_features : int
-        C, the number of channels; at least 1.
-    eps : float, default 1e-5
-        Added to the variance, inside the root.
-    momentum : float, default 0.1
-        The share of the new value in a running statistic.
-    affine : bool, default False
-        Keep `weight` and `bias`; otherwise both are ``None``.
+    {num_features}
+    {eps}
+    {momentum}
+    {keep_affine: False}
     track_running_stats : bool, default False
         Keep running statistics, and normalise with them in evaluation;
         otherwise evaluation, too, normalises with the statistics of the input.
-    layout : str, optional
-        As for `group_norm`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of parameters and running statistics: float32 or float64. The input may
-        be either, float16 or bfloat16; `y` has the dtype of `x`.
+    {instance_layout}
+    {activation}
+    {negative_slope}
+    {dtype: parameters and running statistics}
 
     Attributes
     ----------
-    weight, bias : ndarray of shape (C,), or None
-    running_mean, running_var : ndarray of shape (C,), or None
-    num_batches_tracked : int or None
-        How many batches the running statistics have seen. PyTorch keeps it, but
-        leaves it at 0.
-    weight_grad, bias_grad : ndarray of shape (C,), or None
-        Set by `backward`.
-    training : bool
-        Set by `train` and `eval`.
+    {weights: (C,)}
+    {tracked}
+        PyTorch keeps it, but leaves it at 0.
+    {gradients: (C,)}
+    {training}
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
@@ -268,6 +175,8 @@ class InstanceNorm(TrackingLayer):
     InstanceNorm(3, eps=1e-05, momentum=0.1, affine=True, training=False)
     """
 
+    _defaults = (("affine", False), ("track_running_stats", False), ("layout", None))
+
     def __init__(
         self,
         num_features: SupportsIndex,
@@ -282,113 +191,29 @@ class InstanceNorm(TrackingLayer):
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            layout,
-            dtype,
-            activation,
-            negative_slope,
-        )
+            num_features, eps, momentum, affine, track_running_stats, layout=layout,
+            activation=activation, negative_slope=negative_slope, dtype=dtype
+        )  # fmt: skip
         # No None: it is the average over batches in BatchNorm, and 0 in PyTorch's InstanceNorm.
-        self.momentum: float = _view.check_momentum(momentum)
+        self.momentum: float = binding.check_momentum(momentum)
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        binding.check_channels(x, self.layout, self.num_features)
+        norm = instance_norm_forward if training else instance_norm
+        result = norm(
+            x, weight=self.weight, bias=self.bias, running_mean=self.running_mean,
+            running_var=self.running_var, use_input_stats=training or self.running_mean is None,
+            momentum=self.momentum, eps=self.eps, layout=self.layout, activation=self.activation,
+            negative_slope=self.negative_slope, residual=residual, out=out
+        )  # fmt: skip
+        if training:
+            self._count(x)
+        return result
 
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            With `num_features` channels. In training a reference to it is kept
-            for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `instance_norm`; and for another number of channels.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> norm = fastbn.InstanceNorm(2)
-        >>> norm(np.array([[[1.0, 3.0], [10.0, 30.0]]])).round(3)
-        array([[[-1.,  1.],
-                [-1.,  1.]]])
-        """
-        _view.check_channels(x, self.layout, self.num_features)
-        if not self.training:
-            self._forget()
-            return instance_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.running_mean is None,
-                eps=self.eps,
-                layout=self.layout,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
-        y, mean, invstd = instance_norm_forward(
-            x,
-            self.weight,
-            self.bias,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            momentum=self.momentum,
-            eps=self.eps,
-            layout=self.layout,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
-        self._count(x)
-        self._keep(x, residual, out, mean, invstd)
-        return y
-
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, mean, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        mean, invstd = statistics
         return instance_norm_backward(
-            dy,
-            x,
-            mean,
-            invstd,
-            self.weight,
-            bias=self.bias,
-            layout=self.layout,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
-
-    def __repr__(self) -> str:
-        return self._described(
-            f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}",
-            affine=False,
-            track_running_stats=False,
-            layout=None,
-        )
+            dy, x, mean, invstd, self.weight, bias=self.bias, layout=self.layout,
+            activation=self.activation, negative_slope=self.negative_slope, residual=residual,
+            out=out
+        )  # fmt: skip

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from fastbn import _view
+from fastbn._docs import filled
+from fastbn._numpy import binding
 from fastbn.functional import batch_norm, batch_norm_backward_inplace, batch_norm_forward
 from fastbn.functional.inplace import check_activation, check_weight
-from fastbn.layers.base import TrackingLayer
+from fastbn.layers.base import Layer, TrackingLayer
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fastbn._types import Activation, Floating, Gradients
 
 
+@filled
 class InPlaceBatchNorm(TrackingLayer):
     """Batch normalisation that overwrites its input, in training too.
 
@@ -27,24 +29,29 @@ class InPlaceBatchNorm(TrackingLayer):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, layout, dtype
-        As for `BatchNorm`.
+    {num_features}
+    {eps}
+    {average_momentum}
+    {keep_affine: True}
+    {track}
+    {layout}
     activation : {None, "leaky_relu"}, default "leaky_relu"
         What `y` goes through, in the same pass: one that can be undone.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0; at least 1.2e-38 itself.
+    {negative_slope}
+        At least 1.2e-38 itself.
+    {dtype: parameters and running statistics}
 
     Attributes
     ----------
-    weight, bias, running_mean, running_var, num_batches_tracked, training
-        As of `BatchNorm`. No weight may be 0 in training.
-    weight_grad, bias_grad : ndarray of shape (C,), or None
-        Set by `backward`.
+    {weights: (C,)}
+        No weight may be 0 in training.
+    {tracked}
+    {gradients: (C,)}
+    {training}
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
@@ -78,18 +85,12 @@ class InPlaceBatchNorm(TrackingLayer):
     ) -> None:
         check_activation(activation, negative_slope)
         super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            layout,
-            dtype,
-            activation,
-            negative_slope,
-        )
+            num_features, eps, momentum, affine, track_running_stats, layout=layout,
+            activation=activation, negative_slope=negative_slope, dtype=dtype
+        )  # fmt: skip
 
-    def __call__(self, x: NDArray[Floating]) -> NDArray[Floating]:
+    # `out` would be another place, and backward knows of no residual.
+    def __call__(self, x: NDArray[Floating]) -> NDArray[Floating]:  # type: ignore[override]
         """Overwrite `x` with its normalisation, and return it.
 
         Parameters
@@ -116,24 +117,18 @@ class InPlaceBatchNorm(TrackingLayer):
         >>> bn(np.array([[1.0], [3.0]])).round(3).ravel()
         array([-1.,  1.])
         """
-        _view.check_channels(x, self.layout, self.num_features)
+        return Layer.__call__(self, x)
+
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        binding.check_channels(x, self.layout, self.num_features)
         if not x.flags.writeable:
             raise ValueError("x: expected a writable array, since y takes its place")
-        if not self.training:
-            self._forget()
+        if not training:
             return batch_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.running_mean is None,
-                eps=self.eps,
-                layout=self.layout,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                out=x,
-            )
+                x, self.running_mean, self.running_var, self.weight, self.bias,
+                self.running_mean is None, eps=self.eps, layout=self.layout,
+                activation=self.activation, negative_slope=self.negative_slope, out=x
+            )  # fmt: skip
         check_activation(self.activation, self.negative_slope)
         check_weight(self.weight, self.num_features)
         _, _, invstd = batch_norm_forward(
@@ -142,7 +137,7 @@ class InPlaceBatchNorm(TrackingLayer):
             self.bias,
             running_mean=self.running_mean,
             running_var=self.running_var,
-            momentum=self._next_momentum(),
+            momentum=self._average_momentum() if self.momentum is None else self.momentum,
             eps=self.eps,
             layout=self.layout,
             activation=self.activation,
@@ -150,29 +145,11 @@ class InPlaceBatchNorm(TrackingLayer):
             out=x,
         )
         self._count(x)
-        self._saved, self._overwritten = (x, None, invstd), False
-        return x
+        return x, invstd
 
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        y, _, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        (invstd,) = statistics
         return batch_norm_backward_inplace(
-            dy,
-            y,
-            invstd,
-            self.weight,
-            self.bias,
-            layout=self.layout,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            out=out,
-        )
-
-    def __repr__(self) -> str:
-        return self._described(
-            f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}",
-            affine=True,
-            track_running_stats=True,
-            layout=None,
-        )
+            dy, x, invstd, self.weight, self.bias, layout=self.layout,
+            activation=self.activation, negative_slope=self.negative_slope, out=out
+        )  # fmt: skip

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbn import _view
+from fastbn._docs import filled
+from fastbn._numpy import binding
 from fastbn.functional import (
     layer_norm,
     layer_norm_backward,
@@ -19,11 +20,12 @@ from fastbn.functional import (
 from fastbn.layers.base import Layer
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import DTypeLike
 
-    from fastbn._types import Activation, Floating, Gradients, Shape
+    from fastbn._types import Activation, Gradients, Shape
 
 
+@filled
 class LayerNorm(Layer):
     """Layer normalisation with parameters.
 
@@ -31,35 +33,26 @@ class LayerNorm(Layer):
 
     Parameters
     ----------
-    normalized_shape : int or sequence of int
-        The lengths of the last axes of the input, over which it is normalised.
-    eps : float, default 1e-5
-        Added to the variance, inside the root.
+    {normalized_shape}
+    {eps}
     elementwise_affine : bool, default True
         Keep `weight` and, with `bias`, also `bias`; otherwise both are ``None``.
     bias : bool, default True
         See `elementwise_affine`.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of parameters: float32 or float64. The input may be either, float16 or
-        bfloat16; `y` has the dtype of `x`.
+    {activation}
+    {negative_slope}
+    {dtype: parameters}
 
     Attributes
     ----------
-    weight, bias : ndarray of shape `normalized_shape`, or None
-    weight_grad, bias_grad : ndarray of shape `normalized_shape`, or None
-        Set by `backward`.
-    training : bool
-        Set by `train` and `eval`. Evaluation gives the same `y`, but keeps
-        nothing for `backward`.
+    {weights: `normalized_shape`}
+    {gradients: `normalized_shape`}
+    {training}
+        Evaluation gives the same `y`, but keeps nothing for `backward`.
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
@@ -80,6 +73,8 @@ class LayerNorm(Layer):
     LayerNorm((64,), eps=1e-05, training=False)
     """
 
+    _defaults = (("elementwise_affine", True),)
+
     def __init__(
         self,
         normalized_shape: Shape,
@@ -91,107 +86,38 @@ class LayerNorm(Layer):
         negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.normalized_shape = _view.check_shape(normalized_shape)
-        self.eps = _view.check_eps(eps)
-        self.elementwise_affine = _view.check_flag(elementwise_affine, "elementwise_affine")
-        bias = _view.check_flag(bias, "bias") and self.elementwise_affine
+        self.normalized_shape = binding.check_shape(normalized_shape)
+        self.eps = binding.check_eps(eps)
+        self.elementwise_affine = binding.check_flag(elementwise_affine, "elementwise_affine")
+        bias = binding.check_flag(bias, "bias") and self.elementwise_affine
         super().__init__(
-            self.normalized_shape,
-            dtype,
-            activation,
-            negative_slope,
-            weight=self.elementwise_affine,
-            bias=bias,
-        )
+            self.normalized_shape, dtype, activation, negative_slope,
+            weight=self.elementwise_affine, bias=bias
+        )  # fmt: skip
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        norm = layer_norm_forward if training else layer_norm
+        return norm(
+            x, self.normalized_shape, self.weight, self.bias, self.eps,
+            activation=self.activation, negative_slope=self.negative_slope, residual=residual,
+            out=out
+        )  # fmt: skip
 
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            Its last axes have the lengths of `normalized_shape`. In training a
-            reference to it is kept for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `layer_norm`.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> ln = fastbn.LayerNorm(2)
-        >>> ln(np.array([[1.0, 3.0]])).round(3)
-        array([[-1.,  1.]])
-        """
-        if not self.training:
-            self._forget()
-            return layer_norm(
-                x,
-                self.normalized_shape,
-                self.weight,
-                self.bias,
-                self.eps,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
-        y, mean, invstd = layer_norm_forward(
-            x,
-            self.normalized_shape,
-            self.weight,
-            self.bias,
-            self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
-        self._keep(x, residual, out, mean, invstd)
-        return y
-
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, mean, invstd = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        mean, invstd = statistics
         return layer_norm_backward(
-            dy,
-            x,
-            mean,
-            invstd,
-            self.normalized_shape,
-            self.weight,
-            bias=self.bias,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
+            dy, x, mean, invstd, self.normalized_shape, self.weight, bias=self.bias,
+            activation=self.activation, negative_slope=self.negative_slope, residual=residual,
+            out=out
+        )  # fmt: skip
 
-    def __repr__(self) -> str:
-        arguments = f"{self.normalized_shape}, eps={self.eps:g}"
-        if self.elementwise_affine and self.bias is None:
-            arguments += ", bias=False"
-        return self._described(arguments, elementwise_affine=True)
+    def _arguments(self) -> str:
+        shown = f"{self.normalized_shape}, eps={self.eps:g}"
+        without_bias = self.elementwise_affine and self.bias is None
+        return shown + ", bias=False" if without_bias else shown
 
 
+@filled
 class RMSNorm(Layer):
     """Normalisation by the root of the mean square, with a weight.
 
@@ -199,19 +125,13 @@ class RMSNorm(Layer):
 
     Parameters
     ----------
-    normalized_shape : int or sequence of int
-        The lengths of the last axes of the input, over which it is normalised.
-    eps : float, optional
-        Added to the mean square, inside the root. Without it, as for `rms_norm`.
+    {normalized_shape}
+    {rms_eps}
     elementwise_affine : bool, default True
         Keep `weight`; otherwise it is ``None``.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        What `y` goes through, in the same pass.
-    negative_slope : float, default 0.01
-        Of the leaky ReLU, below 0.
-    dtype : dtype, default float32
-        Of the weight: float32 or float64. The input may be either, float16 or
-        bfloat16; `y` has the dtype of `x`.
+    {activation}
+    {negative_slope}
+    {dtype: the weight}
 
     Attributes
     ----------
@@ -220,14 +140,12 @@ class RMSNorm(Layer):
         Set by `backward`.
     bias, bias_grad : None
         So that all layers can be treated alike.
-    training : bool
-        Set by `train` and `eval`. Evaluation gives the same `y`, but keeps
-        nothing for `backward`.
+    {training}
+        Evaluation gives the same `y`, but keeps nothing for `backward`.
 
     Raises
     ------
-    ValueError, TypeError
-        For arguments out of range or of a wrong type.
+    {wrong_arguments}
 
     References
     ----------
@@ -248,6 +166,8 @@ class RMSNorm(Layer):
     RMSNorm((64,), eps=None, training=False)
     """
 
+    _defaults = (("elementwise_affine", True),)
+
     def __init__(
         self,
         normalized_shape: Shape,
@@ -258,95 +178,28 @@ class RMSNorm(Layer):
         negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.normalized_shape = _view.check_shape(normalized_shape)
-        self.eps = None if eps is None else _view.check_eps(eps)
-        self.elementwise_affine = _view.check_flag(elementwise_affine, "elementwise_affine")
+        self.normalized_shape = binding.check_shape(normalized_shape)
+        self.eps = None if eps is None else binding.check_eps(eps)
+        self.elementwise_affine = binding.check_flag(elementwise_affine, "elementwise_affine")
         super().__init__(
-            self.normalized_shape,
-            dtype,
-            activation,
-            negative_slope,
-            weight=self.elementwise_affine,
-            bias=False,
-        )
+            self.normalized_shape, dtype, activation, negative_slope,
+            weight=self.elementwise_affine, bias=False
+        )  # fmt: skip
 
-    def __call__(
-        self,
-        x: NDArray[Floating],
-        out: NDArray[Floating] | None = None,
-        *,
-        residual: NDArray[Floating] | None = None,
-    ) -> NDArray[Floating]:
-        """Normalise `x`.
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+        norm = rms_norm_forward if training else rms_norm
+        return norm(
+            x, self.normalized_shape, self.weight, self.eps, activation=self.activation,
+            negative_slope=self.negative_slope, residual=residual, out=out
+        )  # fmt: skip
 
-        Parameters
-        ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            Its last axes have the lengths of `normalized_shape`. In training a
-            reference to it is kept for `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
-
-        Returns
-        -------
-        y : ndarray
-            `out`, or a new array of the shape, dtype and memory order of `x`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            As `rms_norm`.
-
-        Examples
-        --------
-        >>> import numpy as np, fastbn
-        >>> norm = fastbn.RMSNorm(2)
-        >>> norm(np.array([[1.0, 7.0]])).round(3)
-        array([[0.2, 1.4]])
-        """
-        if not self.training:
-            self._forget()
-            return rms_norm(
-                x,
-                self.normalized_shape,
-                self.weight,
-                self.eps,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
-                residual=residual,
-                out=out,
-            )
-        y, invrms = rms_norm_forward(
-            x,
-            self.normalized_shape,
-            self.weight,
-            self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
-        self._keep(x, residual, out, invrms)
-        return y
-
-    def _gradients(
-        self, dy: NDArray[Floating], saved: tuple, out: NDArray[Floating] | None
-    ) -> Gradients[Floating]:
-        x, residual, invrms = saved
+    def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
+        (invrms,) = statistics
         return rms_norm_backward(
-            dy,
-            x,
-            invrms,
-            self.normalized_shape,
-            self.weight,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            out=out,
-        )
+            dy, x, invrms, self.normalized_shape, self.weight, activation=self.activation,
+            negative_slope=self.negative_slope, residual=residual, out=out
+        )  # fmt: skip
 
-    def __repr__(self) -> str:
+    def _arguments(self) -> str:
         eps = None if self.eps is None else f"{self.eps:g}"
-        return self._described(f"{self.normalized_shape}, eps={eps}", elementwise_affine=True)
+        return f"{self.normalized_shape}, eps={eps}"

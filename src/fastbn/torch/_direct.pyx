@@ -22,8 +22,10 @@ from torch.nn import Parameter
 
 from fastbn cimport *
 from fastbn._threads cimport team_was, threads_for
-from fastbn.kernels cimport drivers
-from fastbn.kernels.job cimport NO_MEMORY, STOPPED
+from fastbn.engine cimport core
+from fastbn.engine.request cimport INTERRUPTED, NO_MEMORY, Extras, Request
+
+from fastbn._types import ACTIVATIONS
 
 from fastbn.torch import _formulas
 from fastbn.torch._call import empty_output, statistics_shape
@@ -31,9 +33,6 @@ from fastbn.torch._call import empty_output, statistics_shape
 cdef dict NORMS = {
     "batch": FASTBN_BATCH_NORM, "layer": FASTBN_LAYER_NORM, "rms": FASTBN_RMS_NORM,
     "group": FASTBN_GROUP_NORM, "instance": FASTBN_INSTANCE_NORM}
-cdef dict ACTIVATIONS = {
-    None: FASTBN_IDENTITY, "relu": FASTBN_RELU, "relu6": FASTBN_RELU6,
-    "leaky_relu": FASTBN_LEAKY_RELU, "silu": FASTBN_SILU}
 
 
 class RefusedError(Exception):
@@ -109,7 +108,7 @@ cdef int take_call(call, tensor, Description* x, Shape* of_parameters, fastbn_ca
     c.activation, c.negative_slope = ACTIVATIONS[activation], slope
     c.momentum = momentum
     if eps is None and c.norm == FASTBN_RMS_NORM:   # float32's for half precision, too
-        eps = 2.0**-52 if c.dtype == FASTBN_FLOAT64 else 2.0**-23
+        eps = core.default_rms_eps(c.dtype)
     if eps is None:
         raise RefusedError
     c.eps = eps
@@ -179,22 +178,30 @@ cdef int place(tensor, const Description* x, Description* d, fastbn_tensor* to) 
 cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
                  dresidual) except? -1:
     cdef Description[5] d
-    cdef Py_ssize_t size = like.bits // 8 * (1 if c.operation == FASTBN_INFERENCE else 2)
-    cdef double loss = 0.0
-    cdef int axis, code, threads
+    cdef Extras extras
+    cdef Request request
+    cdef Py_ssize_t work
+    cdef int code, threads
     place(x, like, &d[0], &c.x)
     place(dy, like, &d[1], &c.dy)
     place(residual, like, &d[2], &c.residual)
     place(out, like, &d[3], &c.out)
     place(dresidual, like, &d[4], &c.dresidual)
-    for axis in range(like.ndim):
-        size *= like.shape[axis]
-    threads = threads_for(size)
+    memset(&extras, 0, sizeof(Extras))
+    extras.new_outputs, extras.interrupted = True, signalled
+    code = core.understand(c, &extras, &request)
+    if code != FASTBN_OK or request.empty:
+        return code if code != FASTBN_OK else FASTBN_BAD_SHAPE
+    work = core.work_of(&request)
+    threads = threads_for(work)
     with nogil:
-        code = drivers.run_call(c, threads, signalled, &loss)
+        code = core.run(&request, threads)
+        if code == FASTBN_OK:
+            core.commit(&request)
+        core.release(&request)
     if threads > 1 and code == FASTBN_OK:
-        team_was(loss, size)
-    return -1 if code == STOPPED else code
+        team_was(request.loss, work)
+    return -1 if code == INTERRUPTED else code
 
 
 cdef object output_for(norm, x, const Description* d):

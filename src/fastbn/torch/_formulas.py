@@ -14,22 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastbn._numpy import binding
+from fastbn._types import ACTIVATIONS
 from fastbn.torch._call import Call, Tensors, statistics_shape
 
-ACTIVATIONS = {
-    "relu": functional.relu, "relu6": functional.relu6, "leaky_relu": functional.leaky_relu,
-    "silu": functional.silu,
-}  # fmt: skip
+# PyTorch has a function of each name.
+FUNCTIONS = {name: getattr(functional, name) for name in ACTIVATIONS if name}
 
 
 def normalise(call: Call, t: Tensors) -> Tensor:
     """Return `y`."""
     # Errors of what follows come before running statistics change.
-    if call.activation is not None and call.activation not in ACTIVATIONS:
-        raise ValueError(
-            "activation: expected None, 'relu', 'relu6', 'leaky_relu' or 'silu', "
-            f"got {call.activation!r}"
-        )
+    binding.check_activation(call.activation)
     if isinstance(t.residual, Tensor):
         torch.broadcast_shapes(t.x.shape, t.residual.shape)
     return _ended(call, t, _normalised(call, t))
@@ -111,4 +107,4 @@ def _ended(call: Call, t: Tensors, y: Tensor) -> Tensor:
     if call.activation is None:
         return y
     options = (call.negative_slope,) if call.activation == "leaky_relu" else ()
-    return ACTIVATIONS[call.activation](y, *options)
+    return FUNCTIONS[call.activation](y, *options)

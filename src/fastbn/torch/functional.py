@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn import functional
 
+from fastbn._docs import filled
 from fastbn.torch import _direct, _formulas, _traced
 from fastbn.torch._call import Call, Tensors, is_traced
 
@@ -18,6 +19,7 @@ from fastbn.torch._call import Call, Tensors, is_traced
 SMALL = 2048
 
 
+@filled
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -49,8 +51,7 @@ def batch_norm(
         The share of the new value in the running statistics.
     eps : float, default 1e-5
         Added to the variance, inside the root.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        Applied to the result in the same pass.
+    {activation}
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
@@ -88,6 +89,7 @@ def batch_norm(
     return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
 
 
+@filled
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -111,8 +113,7 @@ def layer_norm(
         The affine part; 1 and 0 if not given.
     eps : float, default 1e-5
         Added to the variance, inside the root.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        Applied to the result in the same pass.
+    {activation}
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
@@ -146,6 +147,7 @@ def layer_norm(
     return _normalise(call, (input, weight, bias, residual, None, None))
 
 
+@filled
 def rms_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -169,8 +171,7 @@ def rms_norm(
     eps : float, optional
         Added to the mean square, inside the root; if not given, the smallest step of the
         dtype of `input`, of half types that of float32.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        Applied to the result in the same pass.
+    {activation}
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
@@ -201,6 +202,7 @@ def rms_norm(
     return _normalise(call, (input, weight, None, residual, None, None))
 
 
+@filled
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -224,8 +226,7 @@ def group_norm(
         The affine part; 1 and 0 if not given.
     eps : float, default 1e-5
         Added to the variance, inside the root.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        Applied to the result in the same pass.
+    {activation}
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
@@ -259,6 +260,7 @@ def group_norm(
     return _normalise(call, (input, weight, bias, residual, None, None))
 
 
+@filled
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -290,8 +292,7 @@ def instance_norm(
         The share of the new value in the running statistics.
     eps : float, default 1e-5
         Added to the variance, inside the root.
-    activation : {"relu", "relu6", "leaky_relu", "silu"}, optional
-        Applied to the result in the same pass.
+    {activation}
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batch norm, addition and ReLU or ReLU6 as one call, where a graph shows that they are neighbours.
+"""Batch norm, addition and activation as one call, where a graph shows that they are neighbours.
 
 The graph is a new module over the same submodules: batch norm is told at each call what
 to do beside, and so needs no state for it. The original works as before.
@@ -22,11 +22,14 @@ Model = TypeVar("Model", bound=nn.Module)
 BATCH_NORMS = modules.BatchNorm1d, modules.BatchNorm2d, modules.BatchNorm3d
 ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 #: By the name of the activation: functions and methods, and the module.
-RELUS: dict[str, tuple[tuple[Any, ...], type[nn.Module]]] = {
+ACTIVATIONS: dict[str, tuple[tuple[Any, ...], type[nn.Module]]] = {
     "relu": (
         (functional.relu, functional.relu_, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU
     ),
     "relu6": ((functional.relu6,), nn.ReLU6),
+    "silu": ((functional.silu,), nn.SiLU),
+    "hardswish": ((functional.hardswish,), nn.Hardswish),
+    "hardsigmoid": ((functional.hardsigmoid,), nn.Hardsigmoid),
 }  # fmt: skip
 IN_PLACE = {getattr(operator, name) for name in dir(operator)
             if name.startswith("i") and hasattr(operator, f"__{name}__")}  # fmt: skip
@@ -94,10 +97,10 @@ def _fuse(made: fx.GraphModule) -> None:
         if _is_batch_norm(made, norm):
             user = _only_user(norm)
             after = _only_user(user)
-            if _relu(made, user):
-                _replace(norm, _relu(made, user), user)
-            elif _is_addition(made, norm, user) and _relu(made, after):
-                _replace(norm, _relu(made, after), after, user)
+            if _activation(made, user):
+                _replace(norm, _activation(made, user), user)
+            elif _is_addition(made, norm, user) and _activation(made, after):
+                _replace(norm, _activation(made, after), after, user)
     made.recompile()
 
 
@@ -126,9 +129,9 @@ def _is_batch_norm(made: fx.GraphModule, node: fx.Node) -> bool:
     return not called_again and _has_type(made, node, BATCH_NORMS)
 
 
-def _relu(made: fx.GraphModule, node: fx.Node | None) -> str:
+def _activation(made: fx.GraphModule, node: fx.Node | None) -> str:
     """Return which one the node is, or nothing."""
-    for name, (targets, module) in RELUS.items():
+    for name, (targets, module) in ACTIVATIONS.items():
         if node is not None and (_calls(node, targets) or _has_type(made, node, (module,))):
             return name
     return ""

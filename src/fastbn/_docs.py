@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Paragraphs that several docstrings share, each of them once.
+
+A line of a docstring that is nothing but ``{name}`` stands for the paragraph of that name;
+``{name: words}`` for the paragraph with these words in place of its ``...``. `filled` puts
+the paragraphs in, when a module is imported, so that help() and Sphinx show them. It may
+not touch anything but ``__doc__``.
+"""
+
+import re
+from typing import TypeVar
+
+from fastbn._types import ACTIVATIONS
+
+Documented = TypeVar("Documented")
+
+_NAMES = ", ".join(f'"{name}"' for name in ACTIVATIONS if name)
+
+PARAGRAPHS = {
+    # ---- what forward takes
+    "x": """\
+x : ndarray of float16, bfloat16, float32 or float64
+    The input. Any strides, any byte order; it may be read-only.""",
+    "normalized_shape": """\
+normalized_shape : int or sequence of int
+    The lengths of the last axes of `x`, over which it is normalised.""",
+    "num_groups": """\
+num_groups : int
+    G, the number of groups; it divides C, the number of channels.""",
+    "running": """\
+running_mean, running_var : ndarray of shape (C,), float32 or float64, ...
+    Running statistics. Updated in place where the statistics are those of `x`; needed
+    otherwise. The variance kept here is unbiased (divided by n - 1).""",
+    "affine": """\
+weight, bias : ndarray of shape ..., optional
+    The affine part; 1 and 0 if not given. Of any dtype that `x` may have, whichever
+    that is; half precision is widened.""",
+    "rms_weight": """\
+weight : ndarray of shape `normalized_shape`, optional
+    1 if not given. Of any dtype that `x` may have, whichever that is; half precision is
+    widened.""",
+    "momentum": """\
+momentum : float, default 0.1
+    The share of the new value: ``(1 - momentum) * running + momentum * new``.""",
+    "eps": """\
+eps : float, default 1e-5
+    Added to the variance, inside the root. More than 0 where the variance is that of `x`.""",
+    "rms_eps": """\
+eps : float, optional
+    Added to the mean square, inside the root. Without it, the machine epsilon of what is
+    computed with: float64 for float64 `x`, else float32.""",
+    "layout": """\
+layout : str, optional
+    A letter for each axis of `x`, with one ``C`` for the channels, such as ``"NHWC"``; or
+    ``"N...C"``: channels last at any rank. Without it, channels are axis 1.""",
+    "instance_layout": """\
+layout : str, optional
+    A letter for each axis of `x`, with one ``N`` and one ``C``, such as ``"NHWC"``; or
+    ``"N...C"``: channels last at any rank. Without it, instances are axis 0 and channels
+    axis 1.""",
+    "activation": f"""\
+activation : {{{_NAMES}}}, optional
+    What `y` goes through, in the same pass. NaN stays NaN.""",
+    "negative_slope": """\
+negative_slope : float, default 0.01
+    Of the leaky ReLU, below 0.""",
+    "residual": """\
+residual : ndarray of the shape and dtype of `x`, optional
+    Added before the activation. Its memory order may differ from that of `x`, at the
+    price of a copy.""",
+    "out": """\
+out : ndarray of the shape and dtype of `x`, optional
+    Where to write `y`: `x` itself, or memory apart from all inputs.""",
+    # ---- what forward returns, and what is to know of it
+    "y": """\
+y : ndarray
+    `out`, or a new array of the shape, dtype and memory order of `x`.""",
+    "mean_and_invstd": """\
+mean : ndarray of float64, ...
+    The mean that was subtracted.
+invstd : ndarray of float64, of the same shape
+    ``1 / sqrt(var + eps)``.""",
+    "empty": """\
+An empty `x` gives an empty `y`. All arguments are checked before anything is written.""",
+    "half": """\
+bfloat16 is ``ml_dtypes.bfloat16``. Both half types are computed in float32, and
+statistics in float64, whatever `x` is; `y` is rounded at the end.""",
+    # ---- backward
+    "dy": """\
+dy : ndarray of the shape and dtype of `x`
+    The gradient of the loss with respect to `y`; its memory order may differ from that of
+    `x`, at the price of a copy.""",
+    "forward_x": """\
+x : ndarray of float16, bfloat16, float32 or float64
+    The input of the forward pass.""",
+    "forward_statistics": """\
+mean, invstd : ndarray ..., float64 or float32
+    What the forward pass returned. float32 costs accuracy where the mean is large.""",
+    "forward_shape": """\
+normalized_shape : int or sequence of int
+    As in the forward pass.""",
+    "forward_affine": """\
+weight, bias : ndarray of shape ..., optional
+    As in the forward pass; the bias matters to an activation only.""",
+    "forward_layout": """\
+layout : str, optional
+    As in the forward pass.""",
+    "forward_fusion": """\
+activation, negative_slope, residual : optional
+    As in the forward pass; what the activation had before it is computed again.""",
+    "dx_out": """\
+out : ndarray of the shape and dtype of `x`, optional
+    Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.""",
+    "dx": """\
+dx : ndarray
+    `out`, or a new array of the shape, dtype and memory order of `x`.""",
+    "dparameters": """\
+... : ndarray of the shape of the parameter
+    Of the dtype of `weight`; without it float64 for a float64 `x`, else float32.""",
+    "dresidual": """\
+dresidual : ndarray
+    Only with a residual: its gradient, a new array like `dx`.""",
+    # ---- layers
+    "num_features": """\
+num_features : int
+    C, the number of channels; at least 1.""",
+    "keep_affine": """\
+affine : bool, default ...
+    Keep `weight` and `bias`; otherwise both are ``None``.""",
+    "average_momentum": """\
+momentum : float or None, default 0.1
+    The share of the new value: ``(1 - momentum) * running + momentum * new``. ``None``:
+    running statistics are the plain average over all batches so far.""",
+    "track": """\
+track_running_stats : bool, default True
+    Keep running statistics; otherwise evaluation, too, normalises with the statistics of
+    the batch.""",
+    "dtype": """\
+dtype : dtype, default float32
+    Of ...: float32 or float64. The input may
+    be either, float16 or bfloat16; `y` has the dtype of `x`.""",
+    "weights": """\
+weight, bias : ndarray of shape ..., or None""",
+    "gradients": """\
+weight_grad, bias_grad : ndarray of shape ..., or None
+    Set by `backward`.""",
+    "tracked": """\
+running_mean, running_var : ndarray of shape (C,), or None
+num_batches_tracked : int or None
+    How many batches the running statistics have seen.""",
+    "training": """\
+training : bool
+    Set by `train` and `eval`.""",
+    "wrong_arguments": """\
+ValueError, TypeError
+    For arguments out of range or of a wrong type.""",
+}
+
+_LINE = re.compile(r"^( *)\{(\w+)(?:: (.+))?\}$", re.MULTILINE)
+
+
+def _paragraph(line: re.Match[str]) -> str:
+    indent, name, words = line.groups()
+    text = PARAGRAPHS[name]
+    if words is not None:
+        text = text.replace("...", words, 1)
+    return "\n".join(indent + part for part in text.split("\n"))
+
+
+def filled(thing: Documented) -> Documented:
+    """Put the paragraphs into the docstring of a function or class; return it."""
+    if thing.__doc__ is not None:  # as it is under python -OO
+        thing.__doc__ = _LINE.sub(_paragraph, thing.__doc__)
+    return thing

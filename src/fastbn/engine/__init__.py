@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The engine: a call of fastbn.h -> results. fastbn.kernels has the map."""
