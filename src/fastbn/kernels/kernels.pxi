@@ -54,8 +54,8 @@ from fastbn cimport (
     FASTBN_HARDSIGMOID, FASTBN_HARDSWISH, FASTBN_IDENTITY, FASTBN_LEAKY_RELU, FASTBN_RELU,
     FASTBN_RELU6, FASTBN_SILU)
 from fastbn.kernels.problem cimport (
-    COEFFICIENT_KINDS, COLUMNS, OFFSET, PIVOT, PIXELS, POW2_SCALE, RUN_COLUMNS, SCALE, SHIFT, SLOPE,
-    WRAP, ActivationTraits, Job, KernelTable, Operand, View)
+    COEFFICIENT_KINDS, COLUMNS, MAX_WIDTH, OFFSET, PIVOT, PIXELS, POW2_SCALE, RUN_COLUMNS, SCALE,
+    SHIFT, SLOPE, WRAP, ActivationTraits, Job, KernelTable, Operand, View)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state
@@ -84,7 +84,8 @@ cdef extern from "simd.h" nogil:
     real LOG2_E
     real LOG_2
     real REST_OF_LOG_2
-    const real POLYNOMIAL[12]
+    const real* POLYNOMIAL
+    void assert_constant(bint condition)
     lanes load(const elem* p)
     lanes load_real(const real* p)
     lanes load_real_n(const real* p, ptrdiff_t n)
@@ -107,7 +108,7 @@ cdef extern from "simd.h" nogil:
     void store_wide(double* p, wides v)
     wides widen(lanes v, int half)
     double sum_of_eight(const wides* v)
-    lanes concat_at(lanes first, lanes other, ptrdiff_t n)
+    lanes blend_at(lanes first, lanes other, ptrdiff_t n)
     lanes neg_abs(lanes v)
     lanes call_noinline(lanes (*f)(const void*, lanes, lanes) noexcept nogil,
                         const void* context, lanes v, lanes w)
@@ -119,10 +120,10 @@ cdef extern from "simd.h" nogil:
     lanes and_bits(lanes v, lanes bits)
     lanes round_to_int(lanes v)
     lanes scale_by_pow2(lanes v, lanes n)
-    double inverse_pow2(double pow2_scale)
+    double inverse_pow2(double size)
 
 cdef enum:
-    PADDING = 16        # the widest register reads this far past the columns
+    PADDING = MAX_WIDTH     # the widest register reads this far past the columns
 
 include "arithmetic.pxi"
 include "geometry.pxi"
@@ -151,7 +152,20 @@ include "vectors.pxi"
 cdef KernelTable kernels
 
 
+cdef inline void assert_widths() noexcept nogil:
+    # What the compiler checks: the widths that other widths are made of.
+    assert_constant(MAX_WIDTH % WIDTH == 0)
+    assert_constant(HALVES * WIDE == WIDTH)
+    assert_constant(LINE % WIDTH == 0)
+    assert_constant(COLUMNS % RUN_COLUMNS == 0)
+    assert_constant(FEATURE_CHUNK % LINE == 0)
+    assert_constant(IN_L1 % (ROWS * RUN_COLUMNS) == 0)
+    assert_constant(RUN_COLUMNS == 2 * RUNNING_SUMS)
+    assert_constant(MAX_ROW_VECTORS <= ROW_VECTORS)
+
+
 cdef const KernelTable* filled_table() noexcept nogil:
+    assert_widths()
     kernels.elem_size = sizeof(elem)
     kernels.real_size = sizeof(real)
     kernels.activation_count = ACTIVATIONS

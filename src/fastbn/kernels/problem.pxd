@@ -11,10 +11,11 @@ on any thread of any thread pool.
 """
 
 cdef enum:
-    COLUMNS = 512       # columns of a tile, at most: its sums stay in L1
-    RUN_COLUMNS = 16    # a long run is read as a matrix of so many columns
-    PIXELS = 16         # so many pixels of fewer channels make a row of a matrix
-    WRAP = 16           # so many coefficients follow those of the channels
+    MAX_WIDTH = 16              # numbers in the widest register of any level
+    COLUMNS = 512               # columns of a tile, at most: its sums stay in L1
+    RUN_COLUMNS = MAX_WIDTH     # a long run is read as a matrix of so many columns
+    PIXELS = MAX_WIDTH          # so many pixels of fewer channels make a row of a matrix
+    WRAP = MAX_WIDTH            # so many coefficients follow those of the channels
 
 cdef enum:
     POW2_SCALE, PIVOT, SCALE, SHIFT, SLOPE, OFFSET, COEFFICIENT_KINDS

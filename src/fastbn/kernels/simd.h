@@ -13,8 +13,8 @@
  * No arithmetic is hidden here: sums and products are written in the kernels,
  * so that their order is read there and is the same on every level.
  */
-#ifndef FASTBN_LANES_H
-#define FASTBN_LANES_H
+#ifndef FASTBN_SIMD_H
+#define FASTBN_SIMD_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -54,6 +54,9 @@ typedef float real;
 typedef int32_t real_bits;
 #define STORED_BYTES (VECTOR_BYTES / 2)
 #endif
+
+/* Fails to compile where it does not hold. */
+#define assert_constant(condition) _Static_assert(condition, #condition)
 
 typedef real lanes __attribute__((vector_size(VECTOR_BYTES)));
 typedef real_bits lane_bits __attribute__((vector_size(VECTOR_BYTES)));
@@ -102,34 +105,34 @@ typedef uint32_t lane_words __attribute__((vector_size(VECTOR_BYTES)));
 
 /* 16 bits <-> 32 bits of which the upper ones are 0. */
 #if VECTOR_BYTES == 64
-static inline lane_words longer(stored v)
+static inline lane_words to_32_bits(stored v)
 { return (lane_words)_mm512_cvtepu16_epi32((__m256i)v); }
-static inline stored shorter(lane_words v) { return (stored)_mm512_cvtepi32_epi16((__m512i)v); }
+static inline stored to_16_bits(lane_words v) { return (stored)_mm512_cvtepi32_epi16((__m512i)v); }
 #elif VECTOR_BYTES == 32
-static inline lane_words longer(stored v)
+static inline lane_words to_32_bits(stored v)
 { return (lane_words)_mm256_cvtepu16_epi32((__m128i)v); }
-static inline stored shorter(lane_words v)
+static inline stored to_16_bits(lane_words v)
 {
     return (stored)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)v),
                                     _mm256_extracti128_si256((__m256i)v, 1));
 }
 #elif defined(__x86_64__)
-static inline lane_words longer(stored v)
+static inline lane_words to_32_bits(stored v)
 { return (lane_words)_mm_cvtepu16_epi32(_mm_cvtsi64_si128((long long)v)); }
-static inline stored shorter(lane_words v)
+static inline stored to_16_bits(lane_words v)
 { return (stored)_mm_cvtsi128_si64(_mm_packus_epi32((__m128i)v, (__m128i)v)); }
 #else
-static inline lane_words longer(stored v) { return __builtin_convertvector(v, lane_words); }
-static inline stored shorter(lane_words v) { return __builtin_convertvector(v, stored); }
+static inline lane_words to_32_bits(stored v) { return __builtin_convertvector(v, lane_words); }
+static inline stored to_16_bits(lane_words v) { return __builtin_convertvector(v, stored); }
 #endif
 
 #if defined(FASTBN_ELEM_BFLOAT16)
-static inline lanes unpack(stored v) { return (lanes)(longer(v) << 16); }
+static inline lanes unpack(stored v) { return (lanes)(to_32_bits(v) << 16); }
 static inline stored pack(lanes v)
 {
     /* The lower half of a NaN is 0, as elements and `as_real` have it, and cannot carry. */
     lane_words bits = (lane_words)v;
-    return shorter((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return to_16_bits((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 #elif VECTOR_BYTES == 64
 static inline lanes unpack(stored v) { return (lanes)_mm512_cvtph_ps((__m256i)v); }
@@ -142,7 +145,7 @@ static inline stored pack(lanes v)
 #else
 static inline lanes unpack(stored v)
 {
-    lane_words half = longer(v), size = (half & 0x7fff) << 13;
+    lane_words half = to_32_bits(v), size = (half & 0x7fff) << 13;
     lanes finite = (lanes)size * set1(0x1p112f);
     lanes endless = (lanes)(size | 0x7f800000);
     lanes number = select_lanes((lane_bits)size >= 0x7c00 << 13, endless, finite);
@@ -157,7 +160,7 @@ static inline stored pack(lanes v)
     lanes other = (lanes)(0x7c00 + ((lane_words)((lane_bits)size > 0x7f800000) & 0x200));
     lanes result = select_lanes((lane_bits)size < 0x38800000, small, usual);
     result = select_lanes((lane_bits)size < 0x47800000, result, other);
-    return shorter((lane_words)result | sign);
+    return to_16_bits((lane_words)result | sign);
 }
 #endif
 #endif
@@ -398,10 +401,11 @@ static inline double sum_of_eight(const wides *v)
 #endif
 
 /* The first n lanes of one, the others of another. */
-static inline lanes concat_at(lanes first, lanes other, ptrdiff_t n)
+static inline lanes blend_at(lanes first, lanes other, ptrdiff_t n)
 {
-    static const real_bits numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    static const real_bits numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     lane_bits lane;
+    assert_constant(sizeof lane <= sizeof numbers);
     memcpy(&lane, numbers, sizeof lane);
     return select_lanes(lane < (real_bits)n, first, other);
 }
@@ -460,7 +464,7 @@ enum { FAR = 750, TERMS = 11 };
 #define WHOLE_NUMBERS 0x1.8p52      /* added to a number, leaves no place for a fraction */
 #define EXPONENT_BIAS 1023
 #define FRACTION_BITS 52
-static const real POLYNOMIAL[12] = {
+static const real POLYNOMIAL[TERMS + 1] = {
     1.0, 1.0, 0x1.000000000000ap-1, 0x1.55555555554fap-3, 0x1.5555555550880p-5,
     0x1.1111111127bd4p-7, 0x1.6c16c18429335p-10, 0x1.a01a012a5c042p-13, 0x1.a0199a0ee7035p-16,
     0x1.71df254c77156p-19, 0x1.28ad706015ad7p-22, 0x1.ad7f71e4d6022p-26};
@@ -472,7 +476,7 @@ enum { FAR = 110, TERMS = 6 };
 #define WHOLE_NUMBERS 0x1.8p23f
 #define EXPONENT_BIAS 127
 #define FRACTION_BITS 23
-static const real POLYNOMIAL[12] = {
+static const real POLYNOMIAL[TERMS + 1] = {
     1.0f, 1.0f, 0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239ep-7f, 0x1.6a243ap-10f};
 #endif
 /* The nearest whole number, of a small one. */
@@ -496,12 +500,12 @@ static inline lanes scale_by_pow2(lanes v, lanes n)
 }
 #endif
 
-/* The power of two 2**-e for a finite, normal scale in [2**e, 2**(e+1)). */
-static inline double inverse_pow2(double pow2_scale)
+/* The power of two 2**-e for a finite, normal size in [2**e, 2**(e+1)). */
+static inline double inverse_pow2(double size)
 {
     uint64_t bits;
     double power;
-    memcpy(&bits, &pow2_scale, sizeof bits);
+    memcpy(&bits, &size, sizeof bits);
     bits = (2046 - (bits >> 52 & 2047)) << 52;
     memcpy(&power, &bits, sizeof power);
     return power;

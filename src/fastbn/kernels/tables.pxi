@@ -6,7 +6,7 @@
 
 cdef enum:
     TABLE_REGISTERS = 4         # the coefficients of so many columns stay in registers
-    LONG_RUN = 32       # registers: a first one that is a part does not count
+    MANY_REGISTERS = 32     # a first one that is a part does not count
 
 
 cdef struct CoefficientTable:
@@ -56,7 +56,7 @@ cdef inline void fill_table(const Job* job, Py_ssize_t channel, Py_ssize_t chann
     cdef const Operand* out = operand_of_out(job, variant)
     cdef Py_ssize_t n = channels * width, lead = 0
     cdef int which
-    if by_lines(variant) and (n >= LONG_RUN * WIDTH or out.middle == n):
+    if by_lines(variant) and (n >= MANY_REGISTERS * WIDTH or out.middle == n):
         lead = -to_alignment(element(job, out, channel, 0, 0)) & (WIDTH - 1)
     table.start, table.step = &storage.row[0][lead], COLUMNS + PADDING + PADDING
     table.length = table_length(n)
@@ -99,12 +99,12 @@ cdef inline Coefficients coefficients_of_two(const Coefficients* coef, const Coe
                                              Py_ssize_t n, int variant) noexcept nogil:
     # For one register: n elements with `coef`, the others with `next`.
     cdef Coefficients joined
-    joined.pow2_scale = concat_at(coef.pow2_scale, next.pow2_scale, n)
-    joined.pivot = concat_at(coef.pivot, next.pivot, n)
-    joined.scale = concat_at(coef.scale, next.scale, n)
-    joined.shift = concat_at(coef.shift, next.shift, n)
+    joined.pow2_scale = blend_at(coef.pow2_scale, next.pow2_scale, n)
+    joined.pivot = blend_at(coef.pivot, next.pivot, n)
+    joined.scale = blend_at(coef.scale, next.scale, n)
+    joined.shift = blend_at(coef.shift, next.shift, n)
     if needs(SLOPE, variant):
-        joined.slope = concat_at(coef.slope, next.slope, n)
+        joined.slope = blend_at(coef.slope, next.slope, n)
     if needs(OFFSET, variant):
-        joined.offset = concat_at(coef.offset, next.offset, n)
+        joined.offset = blend_at(coef.offset, next.offset, n)
     return joined

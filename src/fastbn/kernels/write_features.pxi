@@ -7,8 +7,8 @@
 #
 # The gradients of features are sums over channels, taken while dx is written, since dz
 # and x are at hand then: two channels at a time, since the rows of more may crowd one
-# set of the cache; up to ROWS of them are added in `real`, in `Strip`, and then in
-# float64.
+# set of the cache; up to ROWS of them are added in `real`, in
+# `FeatureChunkSums`, and then in float64.
 
 cdef enum:
     FEATURE_CHUNK = 512         # features

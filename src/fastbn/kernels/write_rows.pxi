@@ -6,6 +6,7 @@
 # tensors that are read. (dz may lie in `out`, which is then written again: not where x is.)
 
 cdef enum:
+    ROWS_AT_ONCE = 4
     SMALL = 2 << 20         # bytes: rows of larger tensors are written one by one
 
 
@@ -39,7 +40,7 @@ cdef inline void write_run(Pointers p, Py_ssize_t n, const CoefficientTable* tab
     cdef Coefficients coef
     if variant & STREAMING:
         i = find_lines(&p, n)
-    elif by_lines(variant) and n >= LONG_RUN * WIDTH:
+    elif by_lines(variant) and n >= MANY_REGISTERS * WIDTH:
         i = to_alignment(p.out)
     if i:
         coef = coefficients_at(table, 0, variant)
@@ -93,31 +94,32 @@ cdef inline Pointers pointers_in(const Matrices* s, const Activation* a, Py_ssiz
 
 cdef inline Py_ssize_t write_rows(const Matrices* s, const Activation* a,
                                   const CoefficientTable* table, int variant) noexcept nogil:
-    # Four rows at a time, so that a register's coefficients are loaded once. Rows
+    # ROWS_AT_ONCE rows at a time, so that a register's coefficients are loaded once. Rows
     # of WIDTH columns at least; if need be they end with a whole register that
     # overlaps the last but one: it is read first, since `out` may be `x`.
     # Returns how many rows are done.
-    cdef Py_ssize_t row, k, i, n = s.x.columns
-    cdef Pointers p[4]
-    cdef lanes tail[4]
+    cdef Py_ssize_t k, i, row = 0, n = s.x.columns
+    cdef Pointers p[ROWS_AT_ONCE]
+    cdef lanes tail[ROWS_AT_ONCE]
     cdef Coefficients coef
-    for row in range(0, s.x.rows - 3, 4):
-        for k in range(4):
+    while row + ROWS_AT_ONCE <= s.x.rows:
+        for k in range(ROWS_AT_ONCE):
             p[k] = pointers_in(s, a, row + k, variant)
-        for k in range(4):
+        for k in range(ROWS_AT_ONCE):
             tail[k] = set1(0)
         if n % WIDTH:
             coef = coefficients_at(table, n - WIDTH, variant)
-            for k in range(4):
+            for k in range(ROWS_AT_ONCE):
                 tail[k] = value_at(&coef, &p[k], n - WIDTH, variant)
         for i in range(n // WIDTH):
             coef = coefficients_at(table, i * WIDTH, variant)
-            for k in range(4):
+            for k in range(ROWS_AT_ONCE):
                 write_vector(&p[k], i * WIDTH, &coef, variant)
         if n % WIDTH:
-            for k in range(4):
+            for k in range(ROWS_AT_ONCE):
                 store(p[k].out + n - WIDTH, tail[k])
-    return s.x.rows & ~3
+        row += ROWS_AT_ONCE
+    return row
 
 
 cdef inline bint rows_share_a_set(const Job* job) noexcept nogil:
