@@ -9,6 +9,7 @@ from fastbn._build import VERSION as __version__
 from fastbn._dispatch import show_config
 from fastbn._embed import get_include
 from fastbn._threads import get_num_threads, set_num_threads, threads
+from fastbn.accumulator import StatsAccumulator
 from fastbn.engine.core import C_API as _C_API  # noqa: F401  PyCapsule_Import looks here.
 from fastbn.functional import (
     batch_norm,
@@ -43,6 +44,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
+    "StatsAccumulator",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
