@@ -18,17 +18,15 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbn.data.blocks import WINDOW, Index, Shape, contiguous_block, lengths
+from fastbn.data.blocks import Index, Shape, contiguous_block, lengths
 
 _local = threading.local()
 
 
 def _buffer(size: int) -> memoryview:
     """Return `size` bytes of the thread's buffer, whose contents the next call ends."""
-    if size > WINDOW:
-        return memoryview(bytearray(size))
-    if not hasattr(_local, "buffer"):
-        _local.buffer = np.empty(WINDOW, np.uint8)
+    if len(getattr(_local, "buffer", b"")) < size:
+        _local.buffer = np.empty(size, np.uint8)
     return memoryview(_local.buffer)[:size]
 
 

@@ -25,7 +25,7 @@ from fastbn.data.opening import Source
 from fastbn.data.sources import Part, letters
 from fastbn.functional import batch_stats
 from fastbn.functional.selection import checked_policy
-from fastbn.stats import BatchStats
+from fastbn.stats import BatchStats, unit_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -180,14 +180,6 @@ def spread(stats: BatchStats, where: slice, channels: int) -> BatchStats:
         min=put(stats.min, low), max=put(stats.max, high),
         sum=put_integers(stats.sum), sum_of_squares=put_integers(stats.sum_of_squares),
     )  # fmt: skip
-
-
-def unit_of(dtype: np.dtype[Any], name: str) -> Any:
-    """Return what changes nothing when minima or maxima are merged."""
-    if dtype.kind not in "iu":
-        return np.nan
-    limits = np.iinfo(dtype)
-    return limits.max if name == "min" else limits.min
 
 
 def nothing_of(counted: Counted) -> Counted:
