@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Each kind of source has the statistics of its array, whatever the units and workers are."""
 
+import doctest
 import subprocess
 import sys
 
@@ -252,3 +253,7 @@ stats = data.stats({str(tmp_path / "x.npy")!r}, layout="NC")
 assert stats.count[0] == 3 << 20 and stats.mean.max() == 0
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_docstrings():
+    assert doctest.testmod(data) == (0, 5)

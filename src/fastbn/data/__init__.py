@@ -76,7 +76,7 @@ def stats(
     """
     opened = opening.open_source(source, layout, mode)
     options = scan.Options(nan_policy, nodata)
-    return scan.scan(opened, options, workers=workers, progress=progress).total.stats
+    return scan.scan(opened, options, workers=workers, progress=progress).total.counted.stats
 
 
 @filled

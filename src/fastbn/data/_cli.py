@@ -173,7 +173,7 @@ def _stats(given: argparse.Namespace) -> int:
     )  # fmt: skip
     images = given.layout is None and all(part.is_image for part in source.known())
     record = files.Record(
-        found.total.stats, [int(n) for n in found.total.omitted],
+        found.total.counted.stats, [int(n) for n in found.total.counted.omitted],
         "NHWC" if images else given.layout,
         [files.described(part, given.checksum) for part in found.inputs],
     )  # fmt: skip
@@ -187,11 +187,11 @@ def _stats(given: argparse.Namespace) -> int:
 
 def _tell_of_deviations(total: scan.Total) -> None:
     """Say when the mean of the images' deviations is another than that of the pixels."""
-    if total.images < 2:
+    if len(total.names) < 2:
         return
     with np.errstate(all="ignore"):
-        mean = total.deviations / total.images
-        differs = np.abs(mean / total.stats.std() - 1) > 0.01
+        mean = total.deviations / len(total.names)
+        differs = np.abs(mean / total.counted.stats.std() - 1) > 0.01
     if differs.any():
         numbers = ", ".join(f"{value:.6g}" for value in mean)
         _tell(

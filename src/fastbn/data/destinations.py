@@ -71,7 +71,7 @@ class ZarrArray:
 
     def __init__(self, path: Path, shape: Shape, dtype: np.dtype[Any], block: Shape) -> None:
         zarr = library("zarr")
-        if path.exists():
+        if (path / "zarr.json").exists():
             self.array = zarr.open_array(str(path), mode="r+")
         else:
             chunks = tuple(max(1, n) for n in block)

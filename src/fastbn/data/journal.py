@@ -21,20 +21,23 @@ from fastbn.data.sources import ArrayPart, Part
 class Journal:
     """DEST.partial and its journal. `done` has the numbers of the units that are written."""
 
-    def __init__(self, destination: Path, identity: dict[str, Any], data: str, resume: bool) -> None:
+    def __init__(
+        self, destination: Path, identity: dict[str, Any], data: str, units: int, resume: bool
+    ) -> None:  # fmt: skip
         self.destination = destination
         self.folder = destination.with_name(destination.name + ".partial")
         self.data = self.folder / data
         self.path = self.folder / "journal"
         self.done: set[int] = set()
         self.finished = False
-        self._begin(json.dumps(identity, sort_keys=True), resume)
+        self._begin(json.dumps(identity, sort_keys=True), units, resume)
 
-    def _begin(self, identity: str, resume: bool) -> None:
+    def _begin(self, identity: str, units: int, resume: bool) -> None:
         exists = os.path.lexists(self.folder)
         if exists and resume and self._has_journal():
             self._read(identity)
-            self.finished = not self.data.exists() and os.path.lexists(self.destination)
+            moved = os.path.lexists(self.destination) and not self.data.exists()
+            self.finished = moved and len(self.done) == units
             if self.finished:
                 return
         if os.path.lexists(self.destination):

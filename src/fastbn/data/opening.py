@@ -6,6 +6,7 @@ One function for each kind of file; `open_source` finds it. Reads headers only.
 
 from __future__ import annotations
 
+import functools
 import glob
 import math
 import os
@@ -155,13 +156,13 @@ def _is_image(path: Path) -> bool:
     return suffix in _OLD_IMAGES or suffix in _image_suffixes()
 
 
+@functools.cache
 def _image_suffixes() -> dict[str, str]:
-    if "PIL.Image" not in sys.modules:
-        try:
-            import PIL.Image  # noqa: F401
-        except ImportError:
-            return {}
-    suffixes: dict[str, str] = sys.modules["PIL.Image"].registered_extensions()
+    try:
+        import PIL.Image
+    except ImportError:
+        return {}
+    suffixes: dict[str, str] = PIL.Image.registered_extensions()
     others = (*HDF5, *NETCDF, ".pdf", ".mpg", ".mpeg", ".grib")
     return {suffix: name for suffix, name in suffixes.items() if suffix not in others}
 
@@ -251,7 +252,7 @@ def _zarr(path: Path, layout: str | None) -> Part:
             raise ValueError(f"{path}: expected the path of an array, this group has {[*arrays]}")
         [(inner, node)] = arrays.items()
         name = f"{path}/{inner}"
-    return of_array(name, node, layout)
+    return of_array(name, node, layout, path)
 
 
 # ---- TIFF

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -44,34 +44,28 @@ class Options:
 
 
 @dataclass
-class Total:
-    """What images or arrays of one number of channels have together."""
+class Counted:
+    """Statistics, and how many positions of each channel were left out."""
 
     stats: BatchStats
     omitted: np.ndarray[Any, Any]
-    names: list[str]
-    images: int = 0
-    deviations: Any = 0.0
 
-    def add(self, part: Part, counted: Counted) -> None:
-        self.stats = self.stats + counted.stats
-        self.omitted = self.omitted + counted.omitted
-        self.note(part, counted)
-
-    def note(self, part: Part, counted: Counted) -> None:
-        if not self.names or self.names[-1] != part.name:
-            self.names.append(part.name)
-        if part.is_image:
-            self.images += 1
-            self.deviations = self.deviations + counted.stats.std()
+    def __add__(self, other: Counted) -> Counted:
+        return Counted(self.stats + other.stats, self.omitted + other.omitted)
 
 
 @dataclass
-class Counted:
-    """One unit's statistics, and how many of its positions were left out."""
+class Total:
+    """What parts of one number of channels have together; of images, their names, too."""
 
-    stats: BatchStats
-    omitted: np.ndarray[Any, Any]
+    counted: Counted
+    names: list[str] = field(default_factory=list)
+    deviations: Any = 0.0
+
+    def note(self, part: Part, counted: Counted) -> None:
+        if part.is_image:
+            self.names.append(part.name)
+            self.deviations = self.deviations + counted.stats.std()
 
 
 @dataclass
@@ -79,8 +73,8 @@ class Scan:
     """The result: statistics, and what they are of."""
 
     total: Total
-    inputs: list[Part] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    inputs: list[Part]
+    skipped: dict[str, str]
 
 
 # ---- threads
@@ -99,7 +93,7 @@ def checked_workers(workers: Any) -> int:
 
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[tuple[Item, Callable[[], Result]]]:
+) -> Generator[tuple[Item, Callable[[], Result]], None, None]:
     """Yield each item with what gives its result, or raises its error, in their order."""
     if workers == 1:
         for item in items:
@@ -193,65 +187,103 @@ def nothing_of(counted: Counted) -> Counted:
     return Counted(spread(empty, slice(0, 0), channels), np.zeros(channels, np.int64))
 
 
+class Gatherer:
+    """Merges units into parts, and parts into totals; leaves out bad images if it may."""
+
+    def __init__(self, skip_bad: bool) -> None:
+        self.skip_bad = skip_bad
+        self.totals: dict[int, Total] = {}
+        self.skipped: dict[str, str] = {}
+        self.parts: list[Part] = []
+        self.part: Part | None = None
+        self.counted: Counted | None = None
+        self.error: str | None = None
+
+    def unit(self, part: Part, outcome: Callable[[], Counted]) -> None:
+        """Merge the next unit."""
+        if part is not self.part:
+            self.close()
+            self.part = part
+        if self.error is not None:
+            return
+        try:
+            counted = outcome()
+        except ValueError as error:
+            if not (self.skip_bad and part.is_image):
+                raise
+            self.error = str(error)
+            return
+        self.counted = counted if self.counted is None else self.counted + counted
+
+    def close(self) -> None:
+        """Merge the part whose units have all come."""
+        part, counted = self.part, self.counted
+        if part is not None and self.error is not None:
+            self.skipped[part.name] = self.error
+        elif part is not None and counted is not None:
+            self._merge(part, counted)
+        self.part = self.counted = self.error = None
+
+    def _merge(self, part: Part, counted: Counted) -> None:
+        channels, totals = counted.stats.mean.size, self.totals
+        if totals and channels not in totals and not part.is_image:
+            raise ValueError(
+                f"{part.name}: expected {[*totals][0]} channels, as before, got {channels}"
+            )
+        if channels in totals:
+            totals[channels].counted += counted
+        else:
+            totals[channels] = Total(counted)
+        totals[channels].note(part, counted)
+
+    def only_total(self) -> Total:
+        """Return the total there is, or that of most images if the others may be left out."""
+        totals, skipped = self.totals, self.skipped
+        if not totals:
+            unread = f"; {len(skipped)} images are bad: {[*skipped.values()][0]}" if skipped else ""
+            raise ValueError(f"source: nothing to count{unread}")
+        most = max(totals, key=lambda channels: len(totals[channels].names))
+        others = {c: total.names for c, total in totals.items() if c != most}
+        if others and not self.skip_bad:
+            listed = "; ".join(f"{c} channels: {', '.join(names)}" for c, names in others.items())
+            raise ValueError(
+                f"source: most images have {most} channels, others have not: {listed}; "
+                "mode RGB makes them alike"
+            )
+        for channels, names in others.items():
+            for name in names:
+                skipped[name] = f"{name}: {channels} channels, most have {most}"
+        return totals[most]
+
+
 def scan(
     source: Source, options: Options, *, workers: int = 1, progress: bool = False,
     shard: tuple[int, int] = (0, 1), skip_bad: bool = False
 ) -> Scan:  # fmt: skip
     """Count a source; of its units only every N-th from the K-th, for a shard (K, N)."""
     parts = source.known()
-    workers = checked_workers(workers) if source.listed else min(1, checked_workers(workers))
+    # What an iterable gives may be overwritten when it gives the next.
+    workers = min(checked_workers(workers), workers if source.listed else 1)
     every = ((part, unit) for part in (parts or source.parts) for unit in part.units())
     mine: Iterable[Work] = itertools.islice(every, shard[0], None, shard[1])
-    result = Scan(None)  # type: ignore[arg-type]  There is none before the first unit.
-    totals: dict[int, Total] = {}
     size = sum(part.nbytes for part in parts) // shard[1] if parts else None
-    with shared_threads(workers), bar(progress, size) as shown:
-        for (part, unit), outcome in in_order(lambda w: count(w, options), mine, workers):
-            if not result.inputs or result.inputs[-1] is not part:
-                result.inputs.append(part if source.listed else Part(part.name, part.nbytes))
-            try:
-                add(totals, part, outcome())
-            except ValueError as error:
-                if not (skip_bad and part.is_image):
-                    raise
-                result.skipped[part.name] = str(error)
+    gatherer, inputs = Gatherer(skip_bad), []
+    with (
+        shared_threads(workers),
+        bar(progress, size) as shown,
+        closing(in_order(lambda work: count(work, options), mine, workers)) as counted,
+    ):
+        for (part, unit), outcome in counted:
+            if source.listed and part is not gatherer.part:
+                inputs.append(part)
+            gatherer.unit(part, outcome)
             if shown is not None:
                 shown.update(part.size_of(unit))
-    if not totals and not result.skipped and parts:
+    gatherer.close()
+    if not inputs and parts:
         first = parts[0]
-        nothing = nothing_of(count((first, next(first.units())), options))
-        totals[0] = Total(nothing.stats, nothing.omitted, [])
-    result.total = only_total(totals, result.skipped, skip_bad)
-    left_out = result.skipped
-    result.inputs = [part for part in result.inputs if part.name not in left_out]
-    return result
-
-
-def add(totals: dict[int, Total], part: Part, counted: Counted) -> None:
-    """Merge a unit into the total of its number of channels."""
-    channels = counted.stats.mean.size
-    if totals and channels not in totals and not part.is_image:
-        raise ValueError(f"{part.name}: expected {[*totals][0]} channels, as before, got {channels}")
-    if channels in totals:
-        totals[channels].add(part, counted)
-    else:
-        totals[channels] = Total(counted.stats, counted.omitted, [])
-        totals[channels].note(part, counted)
-
-
-def only_total(totals: dict[int, Total], skipped: dict[str, str], skip_bad: bool) -> Total:
-    """Return the total there is, or that of most images if the others may be left out."""
-    if not totals:
-        raise ValueError(f"source: nothing to count; {len(skipped)} could not be read")
-    most = max(totals, key=lambda channels: len(totals[channels].names))
-    others = {c: total.names for c, total in totals.items() if c != most}
-    if others and not skip_bad:
-        listed = "; ".join(f"{c} channels: {', '.join(names)}" for c, names in others.items())
-        raise ValueError(
-            f"source: images of other numbers of channels than the {most} of most: {listed}; "
-            "mode='RGB' makes them alike"
-        )
-    for channels, names in others.items():
-        for name in names:
-            skipped[name] = f"{name}: {channels} channels, most have {most}"
-    return totals[most]
+        nothing = nothing_of(count((first, next(iter(first.units()))), options))
+        gatherer.totals[nothing.stats.mean.size] = Total(nothing)
+    total = gatherer.only_total()
+    kept = [part for part in inputs if part.name not in gatherer.skipped]
+    return Scan(total, kept, gatherer.skipped)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Conversion:
             np.broadcast_to(np.asarray(v, np.float64), (channels,)) for v in (mean, std)
         )
         self.max_value, self.dtype = float(max_value), y.dtype
+        if y.dtype.kind != "f":
+            raise ValueError(f"dtype: expected one that files have, got {y.dtype}")
         self.out_layout = out_layout or self.layout
         self.order = [self.layout.index(letter) for letter in self.out_layout]
 
@@ -119,7 +122,7 @@ def normalize(
         "block": list(stack.block),
         "mode": mode,
     }
-    journal = Journal(destination, identity, kind.name, resume)
+    journal = Journal(destination, identity, kind.name, len(units), resume)
     if not journal.finished:
         target = kind(
             journal.data, convert.moved(stack.shape), convert.dtype, convert.moved(stack.block)
@@ -148,12 +151,16 @@ def _write_all(
         journal.wrote(written)
         written.clear()
 
-    with shared_threads(workers), bar(progress, sum(part.nbytes for part in stack.parts)) as shown:
+    with (
+        shared_threads(workers),
+        bar(progress, sum(part.nbytes for part in stack.parts)) as shown,
+        closing(in_order(write, missing, workers)) as outcomes,
+    ):
         share = sum(part.nbytes for part in stack.parts) / max(len(units), 1)
         if shown is not None:
             shown.update(share * len(journal.done))
         try:
-            for number, outcome in in_order(write, missing, workers):
+            for number, outcome in outcomes:
                 outcome()
                 written.append(number)
                 if shown is not None:
