@@ -256,4 +256,4 @@ assert stats.count[0] == 3 << 20 and stats.mean.max() == 0
 
 
 def test_docstrings():
-    assert doctest.testmod(data) == (0, 5)
+    assert doctest.testmod(data) == (0, 6)

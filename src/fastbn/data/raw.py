@@ -68,6 +68,8 @@ class RawArray:
             part.start * math.prod(self.stored[axis + 1 :]) for axis, part in enumerate(stored)
         )
         size = math.prod(shape) * self.dtype.itemsize
+        if not size:
+            return np.empty(lengths(index), self.dtype)
         buffer = _buffer(size)
         with self.open_file() as file:
             file.seek(self.offset + start * self.dtype.itemsize)
