@@ -61,9 +61,7 @@ def prepare(folder: Path, megabytes: int) -> None:
     size = 224
     count = max(10, megabytes * 1_000_000 // (size * size * 3))
     some = photographs(min(count, 256), size)
-    array = np.lib.format.open_memmap(
-        folder / "x.npy", "w+", np.uint8, (count, size, size, 3)
-    )
+    array = np.lib.format.open_memmap(folder / "x.npy", "w+", np.uint8, (count, size, size, 3))
     for begin in range(0, count, len(some)):
         part = array[begin : begin + len(some)]
         part[:] = some[: len(part)]
@@ -187,6 +185,7 @@ def images(folder: Path) -> Iterator[Row]:
         run = lambda w=workers: data.stats(folder, workers=w)  # noqa: E731
         yield "png", f"fastbn.data.stats, {workers} workers", seconds(run), size
     if shutil.which("gdalinfo"):
+
         def gdal() -> None:
             for path in paths:
                 subprocess.run(["gdalinfo", "-stats", "--config", "GDAL_PAM_ENABLED", "NO", path],
@@ -232,7 +231,10 @@ def main() -> None:
             for kind, by, taken, size in make(folder):
                 rate = size / taken / 1e6
                 alone.setdefault(kind, rate)
-                print(f"| {kind} | {by} | {taken:.3f} | {rate:.0f} | {rate / alone[kind]:.3f} |", flush=True)
+                print(
+                    f"| {kind} | {by} | {taken:.3f} | {rate:.0f} | {rate / alone[kind]:.3f} |",
+                    flush=True,
+                )
         print(f"\nA sparse file of 10 GiB under 2 GiB of address space: {sparse(folder)}.")
 
 

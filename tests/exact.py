@@ -7,7 +7,11 @@ import numpy as np
 def bits(stats):
     """Everything that BatchStats holds, for ==."""
     return tuple(
-        None if value is None else value if isinstance(value, list) else (value.dtype, value.tobytes())
+        None
+        if value is None
+        else value
+        if isinstance(value, list)
+        else (value.dtype, value.tobytes())
         for value in (
             getattr(stats, name)
             for name in ("count", "mean", "m2", "min", "max", "sum", "sum_of_squares")

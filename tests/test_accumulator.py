@@ -53,7 +53,9 @@ def test_merge_changes_the_first_only():
     assert bits(a.merge(StatsAccumulator()).result()) == bits(fastbn.batch_stats(x))
     assert a.merge(a).result().count[0] == 12
     assert a.merge(fastbn.batch_stats(x)).result().count[0] == 18
-    with pytest.raises(TypeError, match="other: expected a StatsAccumulator or BatchStats, got int"):
+    with pytest.raises(
+        TypeError, match="other: expected a StatsAccumulator or BatchStats, got int"
+    ):
         a.merge(3)
 
 
@@ -114,7 +116,7 @@ def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
     from fastbn.data import stats
 
     (tmp_path / "a.png").write_bytes(b"")
-    for name, file, extra in ("PIL.Image", "a.png", "data"),:
+    for name, file, extra in (("PIL.Image", "a.png", "data"),):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ImportError, match=rf"fastbn\[{extra}\]"):
             stats(tmp_path / file)

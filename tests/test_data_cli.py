@@ -79,7 +79,10 @@ def test_shards_and_orders_of_integers_have_the_same_bits(folder):
     assert fastbn_("stats", *names, "--layout", "NHWC", "-o", "whole.json") == 0
     whole = strict((folder / "whole.json").read_text())
     for k in range(8):  # the last has nothing to count
-        assert fastbn_("stats", *names, "--layout", "NHWC", "--shard", f"{k}/8", "-o", f"{k}.json") == 0
+        assert (
+            fastbn_("stats", *names, "--layout", "NHWC", "--shard", f"{k}/8", "-o", f"{k}.json")
+            == 0
+        )
     for order in itertools.islice(itertools.permutations(range(8)), 0, 40320, 9001):
         assert fastbn_("merge", *(f"{k}.json" for k in order), "-o", "all.json") == 0
         merged = strict((folder / "all.json").read_text())
@@ -120,7 +123,9 @@ def test_images(folder, capsys):
     out, err = capsys.readouterr()
     found = strict(out)
     assert (found["layout"], found["count"]) == ("NHWC", [48, 48, 48])
-    assert [entry["name"] for entry in found["inputs"]] == [str(folder / f"{n}.png") for n in range(3)]
+    assert [entry["name"] for entry in found["inputs"]] == [
+        str(folder / f"{n}.png") for n in range(3)
+    ]
     assert "3 images left out" in err
     (folder / "broken.png").unlink()
     (folder / "broken.tif").unlink()
@@ -174,7 +179,17 @@ def test_merge_refuses(folder, capsys):
     (folder / "torn.json").write_text(good[:50])
     (folder / "keys.json").write_text('{"schema": 1}')
     capsys.readouterr()
-    for name in "channels", "layout", "schema", "published", "list", "nan", "torn", "keys", "missing":
+    for name in (
+        "channels",
+        "layout",
+        "schema",
+        "published",
+        "list",
+        "nan",
+        "torn",
+        "keys",
+        "missing",
+    ):
         assert fastbn_("merge", "a.json", f"{name}.json", "-o", "all.json") == 2
         assert f"{name}.json" in capsys.readouterr().err
     assert not (folder / "all.json").exists()
@@ -214,7 +229,10 @@ def test_interrupted(folder):
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + (1 << 36))
     (folder / "p.json").write_text('{"mean": [0], "std": [1]}')
-    for command in ["stats", "x.npy", "-o", "s.json"], ["normalize", "x.npy", "y.npy", "--stats", "p.json"]:
+    for command in (
+        ["stats", "x.npy", "-o", "s.json"],
+        ["normalize", "x.npy", "y.npy", "--stats", "p.json"],
+    ):
         process = subprocess.Popen(
             [sys.executable, "-m", "fastbn", *command], stderr=subprocess.PIPE, text=True,
             env=os.environ,
@@ -239,4 +257,7 @@ def test_the_module_is_the_command(folder):
                              capture_output=True, text=True)  # fmt: skip
     assert printed.stdout.split()[:4] == ["channel", "count", "mean", "std"]
     assert printed.stderr == ""
-    assert subprocess.run([*command, "stats", "no.npy"], check=False, capture_output=True).returncode == 2
+    assert (
+        subprocess.run([*command, "stats", "no.npy"], check=False, capture_output=True).returncode
+        == 2
+    )

@@ -76,7 +76,9 @@ def test_a_cluster_whose_worker_is_killed(tmp_path):
                                  local_directory=str(tmp_path)) as cluster,
         distributed.Client(cluster) as client,
     ):  # fmt: skip
-        array = da.from_array(x, chunks=(2, 5, 6, 3)).map_blocks(slow, str(pids), dtype=x.dtype, meta=x[:0])
+        array = da.from_array(x, chunks=(2, 5, 6, 3)).map_blocks(
+            slow, str(pids), dtype=x.dtype, meta=x[:0]
+        )
         future = client.compute(fastbn.dask.batch_stats(array, layout="NHWC", compute=False))
         while not pids.exists() or pids.read_text().count("\n") < 4:
             time.sleep(0.05)

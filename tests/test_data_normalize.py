@@ -55,9 +55,16 @@ def test_it_is_normalize(tmp_path, windows, suffix, out_layout):
 def test_images_are_stacked(tmp_path):
     images = [save_image(tmp_path / f"{i}.png", "RGB") for i in range(3)]
     stats = data.stats(tmp_path)
-    data.normalize(tmp_path, tmp_path / "y.npy", stats, layout="NHWC", out_layout="NCHW", dtype="float16")
+    data.normalize(
+        tmp_path, tmp_path / "y.npy", stats, layout="NHWC", out_layout="NCHW", dtype="float16"
+    )
     expected = fastbn.normalize(
-        np.stack(images), stats.mean, stats.std(), layout="NHWC", out_layout="NCHW", dtype=np.float16
+        np.stack(images),
+        stats.mean,
+        stats.std(),
+        layout="NHWC",
+        out_layout="NCHW",
+        dtype=np.float16,
     )
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected)
     save_image(tmp_path / "other.png", "RGB", (2, 2))

@@ -72,9 +72,13 @@ def test_merge_clone_pickle_pipeline():
     merged = a.merge(b)
     assert_like(merged, StandardScaler().fit(X))
     assert a.n_samples_seen_ == 20
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(merged)).transform(X), merged.transform(X))
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(merged)).transform(X), merged.transform(X)
+    )
     assert clone(ChannelScaler(layout="NC", with_std=False)).get_params()["layout"] == "NC"
-    np.testing.assert_allclose(make_pipeline(ChannelScaler(), StandardScaler()).fit_transform(X).std(0), 1)
+    np.testing.assert_allclose(
+        make_pipeline(ChannelScaler(), StandardScaler()).fit_transform(X).std(0), 1
+    )
     assert list(merged.get_feature_names_out()) == ["x0", "x1", "x2", "x3"]
     with pytest.raises(TypeError, match="other"):
         a.merge(StandardScaler())

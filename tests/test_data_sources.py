@@ -64,7 +64,9 @@ def save_zarr(version, **options):
         name = folder / f"v{version}{'s' if options else ''}.zarr"
         group = need("zarr").open_group(str(name), mode="w", zarr_format=version)
         shape = x.shape
-        array = group.create_array("g/x", shape=shape, dtype=x.dtype, chunks=(1, *shape[1:]), **options)
+        array = group.create_array(
+            "g/x", shape=shape, dtype=x.dtype, chunks=(1, *shape[1:]), **options
+        )
         array[:] = x
         return name / "g" / "x"
 
@@ -166,7 +168,9 @@ def save_image(path, mode, size=(6, 5), **options):
     image = need("PIL.Image")
     bands = len(need("PIL.ImageMode").getmode(mode).bands)
     x = RNG.integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
-    image.fromarray(x[:, :, 0] if bands == 1 else x, mode if mode == "CMYK" else None).save(path, **options)
+    image.fromarray(x[:, :, 0] if bands == 1 else x, mode if mode == "CMYK" else None).save(
+        path, **options
+    )
     return x
 
 
@@ -206,7 +210,11 @@ def test_a_file_that_cannot_be_read_names_itself(tmp_path):
 def test_tiff_has_the_channels_of_its_axes(tmp_path, axes, shape, compression):
     tifffile = need("tifffile")
     x = RNG.integers(0, 60000, shape, dtype=np.uint16)
-    options = {"photometric": "rgb"} if "S" in axes else {"photometric": "minisblack", "metadata": {"axes": axes}}
+    options = (
+        {"photometric": "rgb"}
+        if "S" in axes
+        else {"photometric": "minisblack", "metadata": {"axes": axes}}
+    )
     if axes == "SYX":
         options["planarconfig"] = "separate"
     tifffile.imwrite(tmp_path / "x.tif", x, compression=compression, **options)

@@ -168,8 +168,7 @@ class StatsAccumulator:
             total = self._total
             if total is not None and part.mean.size != total.mean.size:
                 raise ValueError(
-                    f"{name}: expected {total.mean.size} channels, as before, "
-                    f"got {part.mean.size}"
+                    f"{name}: expected {total.mean.size} channels, as before, got {part.mean.size}"
                 )
             self._total = part if total is None else total + part
         return self

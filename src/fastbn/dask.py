@@ -165,7 +165,8 @@ def normalize(
                "dtype": y.dtype}  # fmt: skip
     numbers = [
         dask_array.from_array(
-            np.broadcast_to(np.asarray(value, np.float64), (channels,)), chunks=(array.chunks[axis],)
+            np.broadcast_to(np.asarray(value, np.float64), (channels,)),
+            chunks=(array.chunks[axis],),
         )
         for value in (mean, std)
     ]

@@ -17,7 +17,10 @@ from fastbn.data._libraries import library
 from fastbn.data.sources import channel_axis, letters
 from fastbn.stats import BatchStats
 
-_base, _validation = library("sklearn.base", "sklearn"), library("sklearn.utils.validation", "sklearn")
+_base, _validation = (
+    library("sklearn.base", "sklearn"),
+    library("sklearn.utils.validation", "sklearn"),
+)
 
 __all__ = ["ChannelScaler"]
 

@@ -254,7 +254,9 @@ def table(record: files.Record, max_value: float) -> str:
         numbers = [f"{column[c]:.9g}" for column in columns]
         rows.append([str(c), f"{count:.0f}", *numbers, str(record.omitted[c])])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(w.rjust(n) for w, n in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(
+        "  ".join(w.rjust(n) for w, n in zip(row, widths, strict=True)) for row in rows
+    )
 
 
 def compared(stats: BatchStats, path: Path, max_value: float) -> float:

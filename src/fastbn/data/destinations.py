@@ -40,7 +40,8 @@ class NpyFile:
     def _write(self, index: Index, array: Array) -> None:
         split = next((axis for axis, n in enumerate(array.shape) if n > 1), None)
         runs = split is None or all(
-            n == size for n, size in zip(array.shape[split + 1 :], self.shape[split + 1 :], strict=True)
+            n == size
+            for n, size in zip(array.shape[split + 1 :], self.shape[split + 1 :], strict=True)
         )
         if runs:
             start = sum(

@@ -159,7 +159,9 @@ def mean_and_std(path: Path) -> tuple[list[float], list[float], bool]:
         stats = read(path).stats
         return stats.mean.tolist(), stats.std().tolist(), True
     if not {"mean", "std"} <= loaded.keys():
-        raise ValueError(f'{path}: expected a file of statistics or {{"mean": [...], "std": [...]}}')
+        raise ValueError(
+            f'{path}: expected a file of statistics or {{"mean": [...], "std": [...]}}'
+        )
     mean, std = (_floats(loaded[name], path, name) for name in ("mean", "std"))
     if len(mean) != len(std):
         raise ValueError(f"{path}: expected as many deviations as means, got {len(std)}")

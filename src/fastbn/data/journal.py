@@ -57,7 +57,9 @@ class Journal:
 
     def _clear(self) -> None:
         """Empty a folder that was left before its journal began; raise if it is another's."""
-        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else ["?"]
+        names = (
+            sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else ["?"]
+        )
         if set(names) - {"journal.new"}:
             raise ValueError(f"destination: {self.folder} has no journal, but {names}")
         for name in names:

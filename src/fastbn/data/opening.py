@@ -121,7 +121,9 @@ def _parts_of_iterable(source: Iterable[Any], layout: str | None) -> Iterator[Pa
             item = item[0]
         part = _open_array(item, f"source: array {number}", layout)
         if part is None:
-            raise TypeError(f"source: expected arrays, got {type(item).__name__} as number {number}")
+            raise TypeError(
+                f"source: expected arrays, got {type(item).__name__} as number {number}"
+            )
         yield part
 
 

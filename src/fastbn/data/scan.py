@@ -166,7 +166,9 @@ def spread(stats: BatchStats, where: slice, channels: int) -> BatchStats:
         return array
 
     def put_integers(values: Any) -> Any:
-        return None if values is None else [0] * where.start + values + [0] * (channels - where.stop)
+        return (
+            None if values is None else [0] * where.start + values + [0] * (channels - where.stop)
+        )
 
     low, high = (unit_of(stats.min.dtype, name) for name in ("min", "max"))
     return BatchStats(
