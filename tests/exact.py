@@ -1,34 +1,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Statistics in Python's integers and float64, and comparisons of BatchStats bit by bit."""
+"""Statistics in Python's integers, and comparisons of BatchStats bit by bit."""
+
+from fractions import Fraction
 
 import numpy as np
 
 
 def bits(stats):
-    """Everything that BatchStats holds, for ==."""
-    return tuple(
-        None
-        if value is None
-        else value
-        if isinstance(value, list)
-        else (value.dtype, value.tobytes())
-        for value in (
-            getattr(stats, name)
-            for name in ("count", "mean", "m2", "min", "max", "sum", "sum_of_squares")
-        )
-    )
-
-
-def numbers(stats):
-    """The same of statistics whose NaN may differ in payload."""
-    return [np.nan_to_num(getattr(stats, n).astype(float), nan=-7.25).tolist()
-            for n in ("count", "mean", "m2", "min", "max")]  # fmt: skip
+    """Everything that BatchStats holds, for ==. A NaN is only a NaN."""
+    result = []
+    for name in ("count", "mean", "m2", "min", "max", "sum", "sum_of_squares"):
+        value = getattr(stats, name)
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind == "f":
+                value = np.where(np.isnan(value), value.dtype.type(np.nan), value)
+            value = (value.dtype, value.tobytes())
+        result.append(value)
+    return result
 
 
 def assert_exact(stats, x, axis):
     """Statistics of integers are those of Python's integers, rounded once."""
-    from fractions import Fraction
-
     for c, channel in enumerate(np.moveaxis(x, axis, 0)):
         values = [int(v) for v in channel.ravel()]
         n, total, squares = len(values), sum(values), sum(v * v for v in values)

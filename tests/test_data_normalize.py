@@ -126,10 +126,10 @@ def test_resume_refuses_another_run(tmp_path, monkeypatch, windows):
             raise OSError("no space")
         return real(x, *args, **options)
 
-    monkeypatch.setattr(fastbn, "normalize", failing)
-    with pytest.raises(OSError, match="no space"):
-        data.normalize(source, target, **arguments)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(fastbn, "normalize", failing)
+        with pytest.raises(OSError, match="no space"):
+            data.normalize(source, target, **arguments)
     partial = tmp_path / "y.npy.partial"
     before = {path: path.read_bytes() for path in partial.iterdir()}
     for other in {"stats": (MEAN, [1, 1, 1])}, {"dtype": "float64"}, {"max_value": 2.0}:

@@ -20,7 +20,7 @@ X = RNG.normal(5, 3, (60, 4))
 
 
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks([ChannelScaler(), ChannelScaler(copy=False)])
+@parametrize_with_checks([ChannelScaler(), ChannelScaler(with_std=False)])
 def test_estimator_checks(estimator, check):
     check(estimator)
 

@@ -219,6 +219,8 @@ class ChannelScaler(_base.OneToOneFeatureMixin, _base.TransformerMixin, _base.Ba
             raise ValueError(f"sample_weight: expected shape ({samples},), got {weights.shape}")
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise ValueError("sample_weight: expected finite numbers of at least 0")
+        if not weights.any():
+            raise ValueError("sample_weight: expected weights that are not all zero")
         moved = np.moveaxis(array, (first, axis), (0, -1)).reshape(samples, -1, array.shape[axis])
         values = moved.astype(np.float64)
         weight = np.where(np.isnan(values), 0.0, weights[:, None, None])
