@@ -70,8 +70,13 @@ def prepare(folder: Path, megabytes: int) -> None:
         import zarr
 
         blosc = zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle")
-        store = zarr.create_array(folder / "x.zarr", shape=(len(some), size, size, 3),
-                                  chunks=(16, size, size, 3), dtype="u1", compressors=[blosc])  # fmt: skip
+        store = zarr.create_array(
+            folder / "x.zarr",
+            shape=(len(some), size, size, 3),
+            chunks=(16, size, size, 3),
+            dtype="u1",
+            compressors=[blosc],
+        )
         store[:] = some
     if has("PIL"):
         import PIL.Image

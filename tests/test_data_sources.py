@@ -204,8 +204,16 @@ def test_a_file_that_cannot_be_read_names_itself(tmp_path):
         data.stats(tmp_path)
 
 
-@pytest.mark.parametrize(("axes", "shape"), [("YXS", (9, 8, 3)), ("SYX", (3, 9, 8)), ("YX", (9, 8)),
-                                             ("CYX", (4, 9, 8)), ("ZCYX", (2, 3, 9, 8))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        ("YXS", (9, 8, 3)),
+        ("SYX", (3, 9, 8)),
+        ("YX", (9, 8)),
+        ("CYX", (4, 9, 8)),
+        ("ZCYX", (2, 3, 9, 8)),
+    ],
+)
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_tiff_has_the_channels_of_its_axes(tmp_path, axes, shape, compression):
     tifffile = need("tifffile")
@@ -236,8 +244,13 @@ def test_errors(tmp_path):
     ]:  # fmt: skip
         with pytest.raises(kind, match=text):
             data.stats(source)
-    for wrong, kind in ({"workers": 0}, ValueError), ({"workers": 1.5}, TypeError), (
-        {"layout": "NHC"}, ValueError), ({"nan_policy": "x"}, ValueError), ({"mode": 3}, TypeError):  # fmt: skip
+    for wrong, kind in (
+        ({"workers": 0}, ValueError),
+        ({"workers": 1.5}, TypeError),
+        ({"layout": "NHC"}, ValueError),
+        ({"nan_policy": "x"}, ValueError),
+        ({"mode": 3}, TypeError),
+    ):
         with pytest.raises(kind, match=next(iter(wrong))):
             data.stats(X, **wrong)
     path = save_npy(tmp_path, X)

@@ -101,8 +101,11 @@ def _command(commands: Any, name: str, summary: str, run: Any) -> argparse.Argum
 
 
 def _reading(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--layout", help="a letter for each axis, C for channels, such as NHWC; "
-                         "without it images are NHWC, and channels of other sources second")  # fmt: skip
+    command.add_argument(
+        "--layout",
+        help="a letter for each axis, C for channels, such as NHWC; "
+        "without it images are NHWC, and channels of other sources second",
+    )
     command.add_argument("--mode", help="a mode of Pillow that images are converted to, as RGB")
     command.add_argument("--jobs", type=_jobs, default=1, help="how many threads read (1)")
 
@@ -110,10 +113,19 @@ def _reading(command: argparse.ArgumentParser) -> None:
 def _output(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON in place of the table")
     command.add_argument("-o", "--output", type=Path, help="write JSON to this file")
-    command.add_argument("--max-value", type=_positive, default=1.0, metavar="V",
-                         help="divide mean, std, min, max of the table, and before comparing")  # fmt: skip
-    command.add_argument("--compare", type=Path, metavar="FILE", help="compare with a file of "
-                         'stats, or {"mean": [...], "std": [...]}; exit 1 if it differs')  # fmt: skip
+    command.add_argument(
+        "--max-value",
+        type=_positive,
+        default=1.0,
+        metavar="V",
+        help="divide mean, std, min, max of the table, and before comparing",
+    )
+    command.add_argument(
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help='compare with a file of stats, or {"mean": [...], "std": [...]}; exit 1 if it differs',
+    )
     command.add_argument("--tolerance", type=_tolerance, default=1e-3,
                          help="largest deviation of --compare (1e-3)")  # fmt: skip
 
@@ -128,8 +140,12 @@ def _stats_parser(commands: Any) -> None:
                          help="a value that does not count; or one for each channel")  # fmt: skip
     command.add_argument("--shard", type=_shard, default=(0, 1), metavar="K/N",
                          help="take every N-th unit from the K-th (from 0)")  # fmt: skip
-    command.add_argument("--skip-bad", action="store_true", help="leave out, and count, images "
-                         "that cannot be read or have another number of channels than most")  # fmt: skip
+    command.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out, and count, images "
+        "that cannot be read or have another number of channels than most",
+    )
     command.add_argument("--checksum", action="store_true", help="add sha256 of regular files")
     _output(command)
 
@@ -148,8 +164,13 @@ def _normalize_parser(commands: Any) -> None:
                          help='of stats -o, or {"mean": [...], "std": [...]}')  # fmt: skip
     _reading(command)
     command.add_argument("--out-layout", help="the letters of --layout in another order")
-    command.add_argument("--max-value", type=_positive, default=1.0, metavar="V",
-                         help="of published numbers on the unit interval: 255 for 8 bits")  # fmt: skip
+    command.add_argument(
+        "--max-value",
+        type=_positive,
+        default=1.0,
+        metavar="V",
+        help="of published numbers on the unit interval: 255 for 8 bits",
+    )
     command.add_argument("--dtype", default="float32", help="a float type (float32)")
     command.add_argument("--resume", action="store_true", help="go on where OUT.partial ends")
 
@@ -181,11 +202,11 @@ def _stats(given: argparse.Namespace) -> int:
         _tell(f"left out: {reason}")
     if found.skipped:
         _tell(f"{len(found.skipped)} images left out")
-    _tell_of_deviations(found.total)
+    _tell_of_deviations(found.total, given.max_value)
     return _finish(given, record)
 
 
-def _tell_of_deviations(total: scan.Total) -> None:
+def _tell_of_deviations(total: scan.Total, max_value: float) -> None:
     """Say when the mean of the images' deviations is another than that of the pixels."""
     if len(total.names) < 2:
         return
@@ -193,7 +214,7 @@ def _tell_of_deviations(total: scan.Total) -> None:
         mean = total.deviations / len(total.names)
         differs = np.abs(mean / total.counted.stats.std() - 1) > 0.01
     if differs.any():
-        numbers = ", ".join(f"{value:.6g}" for value in mean)
+        numbers = ", ".join(f"{value:.6g}" for value in mean / max_value)
         _tell(
             f"the mean of the images' deviations is {numbers}: more than 1% from the deviation of "
             "the pixels; published numbers are often that mean"

@@ -48,7 +48,7 @@ class NpyFile:
                 part.start * math.prod(self.shape[axis + 1 :]) for axis, part in enumerate(index)
             )
             self.file.seek(self.offset + start * self.dtype.itemsize)
-            rest = memoryview(array.reshape(-1).view(np.uint8))
+            rest = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
             while rest:
                 rest = rest[self.file.write(rest) :]
             return
@@ -59,9 +59,11 @@ class NpyFile:
             self._write(one, array[(slice(None),) * split + (slice(i, i + 1),)])
 
     def flush(self) -> None:
+        """Wait until what was written is on the disk."""
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
+        """Close the file."""
         self.file.close()
 
 

@@ -48,6 +48,7 @@ def _numbers(values: Any) -> list[int | float | str]:
 def document(record: Record) -> dict[str, Any]:
     """Return a record as JSON's types."""
     stats = record.stats
+    assert stats.min is not None
     return {
         "schema": SCHEMA,
         "fastbn": VERSION,

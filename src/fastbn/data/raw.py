@@ -42,6 +42,7 @@ class RawArray:
         self.stored = shape[::-1] if fortran else shape
 
     def block(self) -> Shape:
+        """Return the shape of a unit."""
         block = contiguous_block(self.stored, self.dtype.itemsize)
         return block[::-1] if self.fortran else block
 
@@ -126,7 +127,7 @@ class _Member(io.RawIOBase):
     """A member of a zip file that stays open; closing it ends one use only."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self.file = zipfile.ZipFile(path).open(name)
+        self.file = zipfile.ZipFile(path).open(name)  # noqa: SIM115
         self.lock = threading.Lock()
 
     def __enter__(self) -> _Member:
@@ -140,7 +141,7 @@ class _Member(io.RawIOBase):
         return self.file.seek(offset, whence)
 
     def readinto(self, buffer: Any) -> int:
-        return self.file.readinto(buffer)
+        return self.file.readinto(buffer)  # type: ignore[attr-defined]
 
 
 def open_npz(path: Path, name: str | None) -> tuple[RawArray, str]:

@@ -63,6 +63,7 @@ class Total:
     deviations: Any = 0.0
 
     def note(self, part: Part, counted: Counted) -> None:
+        """Note a part, for messages about images."""
         if part.is_image:
             self.names.append(part.name)
             self.deviations = self.deviations + counted.stats.std()
@@ -170,6 +171,7 @@ def spread(stats: BatchStats, where: slice, channels: int) -> BatchStats:
             None if values is None else [0] * where.start + values + [0] * (channels - where.stop)
         )
 
+    assert stats.min is not None
     low, high = (unit_of(stats.min.dtype, name) for name in ("min", "max"))
     return BatchStats(
         put(stats.count, 0), put(stats.mean, 0), put(stats.m2, 0),
@@ -181,7 +183,9 @@ def spread(stats: BatchStats, where: slice, channels: int) -> BatchStats:
 def nothing_of(counted: Counted) -> Counted:
     """Return the statistics of no position of the same channels and type."""
     stats, channels = counted.stats, counted.stats.mean.size
-    integers = None if stats.sum is None else []
+    assert stats.min is not None
+    assert stats.max is not None
+    integers: list[int] | None = None if stats.sum is None else []
     empty = BatchStats(
         stats.count[:0], stats.mean[:0], stats.m2[:0], min=stats.min[:0], max=stats.max[:0],
         sum=integers, sum_of_squares=integers,
@@ -230,7 +234,7 @@ class Gatherer:
         channels, totals = counted.stats.mean.size, self.totals
         if totals and channels not in totals and not part.is_image:
             raise ValueError(
-                f"{part.name}: expected {[*totals][0]} channels, as before, got {channels}"
+                f"{part.name}: expected {next(iter(totals))} channels, as before, got {channels}"
             )
         if channels in totals:
             totals[channels].counted += counted
@@ -242,7 +246,11 @@ class Gatherer:
         """Return the total there is, or that of most images if the others may be left out."""
         totals, skipped = self.totals, self.skipped
         if not totals:
-            unread = f"; {len(skipped)} images are bad: {[*skipped.values()][0]}" if skipped else ""
+            unread = (
+                f"; {len(skipped)} images are bad: {next(iter(skipped.values()))}"
+                if skipped
+                else ""
+            )
             raise ValueError(f"source: nothing to count{unread}")
         most = max(totals, key=lambda channels: len(totals[channels].names))
         others = {c: total.names for c, total in totals.items() if c != most}

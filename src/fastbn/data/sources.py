@@ -82,23 +82,28 @@ class ArrayPart(Part):
         self.reader = reader
 
     def units(self) -> Iterator[Index]:
+        """Yield the units."""
         if self.nbytes == 0:
             # Its only unit says what type and how many channels it has.
             return iter([tuple(slice(0, size) for size in self.shape)])
         return cells(self.shape, self.block)
 
     def read(self, unit: Index | None) -> Array:
+        """Return the array of a unit."""
         assert unit is not None
         return self.reader(unit)
 
     def axis_of(self, array: Array) -> int:
+        """Return where the channels are."""
         return self.axis
 
     def size_of(self, unit: Index | None) -> int:
+        """Return how many bytes a unit is."""
         assert unit is not None
         return self.dtype.itemsize * math.prod(part.stop - part.start for part in unit)
 
     def channels(self, unit: Index | None) -> tuple[slice, int] | None:
+        """Return which channels a unit has."""
         assert unit is not None
         part, whole = unit[self.axis], self.shape[self.axis]
         return None if part.stop - part.start == whole else (part, whole)
@@ -114,9 +119,11 @@ class BrokenPart(Part):
         self.error = error
 
     def units(self) -> Iterator[None]:
+        """Yield the units."""
         return iter([None])
 
     def read(self, unit: Index | None = None) -> Array:
+        """Return the array of a unit."""
         raise self.error
 
 
@@ -130,15 +137,18 @@ class ImagePart(Part):
         self.mode = mode
 
     def units(self) -> Iterator[None]:
+        """Yield the units."""
         return iter([None])
 
     def read(self, unit: Index | None = None) -> Array:
+        """Return the array of a unit."""
         assert self.path is not None
         with library("PIL.Image").open(self.path) as image:
             array = np.asarray(converted(image, self.mode))
         return array if array.ndim == 3 else array[:, :, None]
 
     def axis_of(self, array: Array) -> int:
+        """Return where the channels are."""
         return 2
 
     def shape_and_dtype(self) -> tuple[Shape, np.dtype[Any]]:
@@ -147,8 +157,13 @@ class ImagePart(Part):
         with library("PIL.Image").open(self.path) as image:
             mode = target_mode(image, self.mode)
             if mode in ("L", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "LA"):
-                return (image.height, image.width, len(image.getbands()) if mode == image.mode
-                        else len(library("PIL.ImageMode").getmode(mode).bands)), np.dtype("u1")  # fmt: skip
+                return (
+                    image.height,
+                    image.width,
+                    len(image.getbands())
+                    if mode == image.mode
+                    else len(library("PIL.ImageMode").getmode(mode).bands),
+                ), np.dtype("u1")
         array = self.read()
         return array.shape, array.dtype
 

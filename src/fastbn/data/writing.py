@@ -55,6 +55,7 @@ class Conversion:
         return tuple(sizes[axis] for axis in self.order)
 
     def __call__(self, x: Any, index: Index) -> Any:
+        """Return a unit normalised."""
         channels = index[self.axis]
         return fastbn.normalize(
             x, self.mean[channels], self.std[channels], layout=self.layout,
