@@ -37,8 +37,9 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
-KEYS = ["schema", "fastbn", "dtype", "layout", "channels", "count", "mean", "std", "m2", "min", "max",
-        "omitted", "sum", "sum_of_squares", "inputs"]  # fmt: skip
+KEYS = (
+    "schema fastbn dtype layout channels count mean std m2 min max omitted sum sum_of_squares inputs"
+).split()
 
 
 def test_json(folder, capsys):
@@ -207,8 +208,10 @@ def test_normalize(folder):
 
 
 @pytest.mark.parametrize("arguments", [
-    [], ["stats"], ["stats", "missing.npy"], ["stats", "x.txt"], ["what"], ["stats", "x.npy", "--shard", "2/2"],
-    ["stats", "x.npy", "--jobs", "0"], ["stats", "x.npy", "--layout", "CC"], ["stats", "x.npy", "--nodata", "z"],
+    [], ["stats"], ["stats", "missing.npy"], ["stats", "x.txt"], ["what"],
+    ["stats", "x.npy", "--shard", "2/2"],
+    ["stats", "x.npy", "--jobs", "0"], ["stats", "x.npy", "--layout", "CC"],
+    ["stats", "x.npy", "--nodata", "z"],
     ["merge", "x.npy"], ["normalize", "x.npy", "y.npy"], ["stats", "x.npy", "-o", "no/where.json"],
     ["normalize", "x.npy", "y.npy", "--stats", "x.npy"], ["stats", "x.npy", "--tolerance", "-1"],
 ])  # fmt: skip
