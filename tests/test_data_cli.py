@@ -37,9 +37,10 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
-KEYS = (
-    "schema fastbn dtype layout channels count mean std m2 min max omitted sum sum_of_squares inputs"
-).split()
+KEYS = [
+    "schema", "fastbn", "dtype", "layout", "channels", "count", "mean", "std", "m2", "min", "max",
+    "omitted", "sum", "sum_of_squares", "inputs",
+]  # fmt: skip
 
 
 def test_json(folder, capsys):
