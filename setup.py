@@ -95,7 +95,8 @@ def kernels(level: str, dtype: str) -> Extension:
     """Return the kernels of one level and element type: a shim that includes the source."""
     name = f"_{level}_{dtype}"
     shim = SHIMS / f"{name}.pyx"
-    text = f'# cython: {DIRECTIVES}\n"""Kernels: {level}, {dtype}."""\ninclude "kernels.pxi"\n'
+    source = "images.pxi" if dtype == "images" else "kernels.pxi"
+    text = f'# cython: {DIRECTIVES}\n"""Kernels: {level}, {dtype}."""\ninclude "{source}"\n'
     if not shim.exists() or shim.read_text() != text:
         shim.parent.mkdir(parents=True, exist_ok=True)
         shim.write_text(text)
@@ -175,7 +176,7 @@ setup(
             module("_numpy.binding"),
             module("torch._direct"),
             module("engine.core", openmp=True),
-            *(kernels(level, dtype) for level in LEVELS for dtype in DTYPES),
+            *(kernels(level, dtype) for level in LEVELS for dtype in (*DTYPES, "images")),
         ],
         include_path=["src", relative(KERNELS), relative(ENGINE)],
         # Nothing here relies on the GIL: tests/test_threads.py.

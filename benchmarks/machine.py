@@ -14,7 +14,8 @@ from pathlib import Path
 
 import fastbn
 
-PACKAGES = ("numpy", "torch", "onnxruntime", "jax", "onednn-cpu-gomp")
+PACKAGES = ("numpy", "torch", "onnxruntime", "jax", "onednn-cpu-gomp", "opencv-python-headless",
+            "torchvision")
 
 
 def machine() -> dict[str, object]:

@@ -25,8 +25,10 @@ import numpy as np
 import fastbn
 
 NORMS = {"batch": 1, "instance": 2, "group": 3, "layer": 4, "rms": 5}
-STATISTICS, INFERENCE, FORWARD, BACKWARD, BACKWARD_INFERENCE = range(1, 6)
-DTYPES = {"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4}
+(STATISTICS, INFERENCE, FORWARD, BACKWARD, BACKWARD_INFERENCE, NORMALIZE,
+ DENORMALIZE) = range(1, 8)  # fmt: skip
+DTYPES = {"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4,
+          "uint8": 5, "int8": 6, "uint16": 7, "int16": 8}  # fmt: skip
 ACTIVATIONS = {None: 0} | cases.ACTIVATIONS
 (OK, UNKNOWN_FIELD, NULL_POINTER, BAD_OPERATION, BAD_DTYPE, BAD_SHAPE, BAD_AXIS, BAD_GROUPS,
  BAD_NUMBER, ONE_VALUE, BAD_STRIDES, MISALIGNED, BAD_WORKERS, BAD_WORKSPACE,
@@ -56,6 +58,10 @@ class Call(Structure):
         ("negative_slope", c_double),
         ("residual", Tensor),
         ("dresidual", Tensor),
+        ("out_dtype", c_int32),
+        ("reserved2", c_int32),
+        ("max_value", c_double),
+        *[(name, c_void_p) for name in ("norm_mean", "norm_std", "minimum", "maximum")],
     ]  # fmt: skip
 
 

@@ -81,12 +81,12 @@ def test_public_names():
     assert sorted(fastbn.__all__) == sorted(
         ["BatchNorm", "BatchStats", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm",
          "RMSNorm", "__version__", "batch_norm", "batch_norm_backward",
-         "batch_norm_backward_inplace", "batch_norm_forward", "batch_stats",
+         "batch_norm_backward_inplace", "batch_norm_forward", "batch_stats", "denormalize",
          "fold_batch_norm", "fold_batch_norm_into_next", "get_include", "get_num_threads",
          "group_norm", "group_norm_backward",
          "group_norm_forward",
          "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
-         "layer_norm_backward", "layer_norm_forward", "rms_norm", "rms_norm_backward",
+         "layer_norm_backward", "layer_norm_forward", "normalize", "rms_norm", "rms_norm_backward",
          "rms_norm_forward", "scale_shift", "set_num_threads", "show_config", "threads"]
     )  # fmt: skip
     for name in fastbn.__all__:

@@ -22,12 +22,18 @@ cdef extern from "fastbn.h" nogil:
         FASTBN_FORWARD
         FASTBN_BACKWARD
         FASTBN_BACKWARD_INFERENCE
+        FASTBN_NORMALIZE
+        FASTBN_DENORMALIZE
 
     enum fastbn_dtype:
         FASTBN_FLOAT32
         FASTBN_FLOAT64
         FASTBN_FLOAT16
         FASTBN_BFLOAT16
+        FASTBN_UINT8
+        FASTBN_INT8
+        FASTBN_UINT16
+        FASTBN_INT16
 
     enum fastbn_activation:
         FASTBN_IDENTITY
@@ -91,6 +97,13 @@ cdef extern from "fastbn.h" nogil:
         double negative_slope
         fastbn_tensor residual
         fastbn_tensor dresidual
+        int32_t out_dtype
+        int32_t reserved2
+        double max_value
+        const double* norm_mean
+        const double* norm_std
+        void* minimum
+        void* maximum
 
     ctypedef struct fastbn_api:
         size_t struct_size

@@ -9,6 +9,7 @@ from fastbn._build import VERSION as __version__
 from fastbn._dispatch import show_config
 from fastbn._embed import get_include
 from fastbn._threads import get_num_threads, set_num_threads, threads
+from fastbn.accumulator import StatsAccumulator
 from fastbn.engine.core import C_API as _C_API  # noqa: F401  PyCapsule_Import looks here.
 from fastbn.functional import (
     batch_norm,
@@ -16,6 +17,7 @@ from fastbn.functional import (
     batch_norm_backward_inplace,
     batch_norm_forward,
     batch_stats,
+    denormalize,
     fold_batch_norm,
     fold_batch_norm_into_next,
     group_norm,
@@ -27,6 +29,7 @@ from fastbn.functional import (
     layer_norm,
     layer_norm_backward,
     layer_norm_forward,
+    normalize,
     rms_norm,
     rms_norm_backward,
     rms_norm_forward,
@@ -43,12 +46,14 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
+    "StatsAccumulator",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_backward_inplace",
     "batch_norm_forward",
     "batch_stats",
+    "denormalize",
     "fold_batch_norm",
     "fold_batch_norm_into_next",
     "get_include",
@@ -62,6 +67,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "normalize",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",

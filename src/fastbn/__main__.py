@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m fastbn`` prints `show_config()`; with ``--selftest``, it compares bits."""
+"""``python -m fastbn`` prints `show_config()`; with ``--selftest``, it compares bits.
+
+With ``stats``, ``merge`` or ``normalize`` it is the command ``fastbn``.
+"""
 
 import argparse
 import sys
@@ -9,7 +12,15 @@ from fastbn import _selftest, show_config
 
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
-    parser = argparse.ArgumentParser("python -m fastbn", description="Print the configuration.")
+    if sys.argv[1:2] and sys.argv[1] in ("stats", "merge", "normalize"):
+        from fastbn.data import _cli
+
+        return _cli.main(sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        "python -m fastbn",
+        description="Print the configuration.",
+        epilog="stats, merge and normalize are those of the command fastbn.",
+    )
     parser.add_argument(
         "--selftest",
         action="store_true",

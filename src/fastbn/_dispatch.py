@@ -34,8 +34,8 @@ def use(level: str) -> None:
         importlib.import_module(f"fastbn.kernels._{level}_{dtype}")
         for dtype in ("float32", "float64", "float16", "bfloat16")
     ]
-    capsules = [module.capsule for module in modules]
-    core.use(*capsules)
+    images = importlib.import_module(f"fastbn.kernels._{level}_images")
+    core.use(*(module.capsule for module in modules), images=images.capsule)
     _current = level
 
 

@@ -151,6 +151,28 @@ num_batches_tracked : int or None
     "training": """\
 training : bool
     Set by `train` and `eval`.""",
+    # ---- data sets
+    "source": """\
+source : path, array, list or iterable
+    A path is a folder of images, a glob, an image, TIFF, .npy, ``file.npz/name``,
+    ``store.zarr/group/array``, ``file.h5/group/dataset`` or ``file.nc/variable``. An array
+    is of NumPy, h5py, Zarr or xarray. A list has paths or arrays; an iterable gives arrays;
+    of what a PyTorch DataLoader gives, the first item counts.""",
+    "source_layout": """\
+layout : str, optional
+    A letter for each axis, with one ``C`` for the channels, such as ``"NHWC"``; or
+    ``"N...C"``. Without it, channels are axis 1; images are NHWC, and the axes of a TIFF
+    are its own.""",
+    "mode": """\
+mode : str, optional
+    A mode of Pillow, such as ``"RGB"``, that images are converted to. Without it, a palette
+    image counts as what it expands to.""",
+    "workers": """\
+workers : int, default 1
+    How many threads read.""",
+    "progress": """\
+progress : bool, default False
+    Show a bar on stderr, if that is a terminal.""",
     "wrong_arguments": """\
 ValueError, TypeError
     For arguments out of range or of a wrong type.""",

@@ -55,6 +55,12 @@ def numbers(shape: tuple[int, ...], dtype: str, stream: int) -> Array:
     return x.reshape(shape).astype(dtype)
 
 
+def integers_of(x: Array, dtype: str) -> Array:
+    """Return integers of x's shape, from its bits."""
+    parts = x.view(dtype).reshape(*x.shape, -1)
+    return np.ascontiguousarray(parts[..., 0])
+
+
 class Inputs(NamedTuple):
     """One batch and all that goes with it; parameters are float32."""
 
@@ -83,6 +89,39 @@ def _stats(a: Inputs) -> list[Array]:
     stats = fastbn.batch_stats(a.x, layout=a.layout)
     merged = stats + fastbn.batch_stats(a.dy, layout=a.layout)
     return [stats.mean, stats.m2, merged.mean, merged.m2]
+
+
+def _integers(a: Inputs) -> list[Array]:
+    # The bits of a batch, as integers of each type. Sums as parts of 32 bits.
+    results: list[Array] = []
+    for dtype in ("uint8", "int8", "uint16", "int16"):
+        x = a.x.reshape(-1, a.x.shape[-1]).view(dtype)
+        found = fastbn.batch_stats(x) + fastbn.batch_stats(x[::-3], nodata=7)
+        results += [found.count, found.mean, found.m2, found.min, found.max]
+        sums = [*(found.sum or []), *(found.sum_of_squares or [])]
+        results += [np.array([number >> shift & 0xFFFFFFFF for number in sums])
+                    for shift in (0, 32, 64)]  # fmt: skip
+    return results
+
+
+def _normalized(a: Inputs) -> list[Array]:
+    # To the dtype of the batch, of integers and of itself; and back.
+    results: list[Array] = []
+    mean, std = a.bias.astype(np.float64), np.abs(a.weight.astype(np.float64)) + 1
+    turned = a.layout[::-1]
+    for x, most in ((integers_of(a.x, "uint8"), 255.0), (integers_of(a.x, "int16"), 32767.0),
+                    (a.x, 1.0)):  # fmt: skip
+        y = fastbn.normalize(
+            x, mean, std, layout=a.layout, out_layout=turned, max_value=most, dtype=a.x.dtype
+        )
+        results += [y]
+        results += [
+            fastbn.denormalize(
+                y, mean, std, layout=turned, out_layout=a.layout, max_value=most, dtype=dtype
+            )
+            for dtype in ("uint8", "int16", "float32", "float64")
+        ]
+    return results
 
 
 def _batch_forward(a: Inputs) -> list[Array]:
@@ -227,6 +266,8 @@ OPERATIONS: dict[str, Callable[[Inputs], list[Array]]] = {
     "group backward": _group_backward,
     "instance forward": _instance_forward,
     "instance backward": _instance_backward,
+    "integers": _integers,
+    "normalize": _normalized,
 }
 for _name in ACTIVATIONS:
     if _name is not None and _name not in FUSED:

@@ -7,6 +7,7 @@
     tensors.pxi     arrays as tensors of the call; copies of what it cannot describe
     vectors.pxi     parameters and statistics as vectors of the call
     prepared.pxi    what inference keeps from call to call
+    images.pxi      integers, and other layouts
     here            the operations
 
 Functions take arrays in one order: dy, x, mean, invstd, weight, bias, running_mean,
@@ -17,6 +18,7 @@ with elements, nor repeat a rule of the engine.
 """
 cimport cython
 cimport numpy as cnp
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memset
 
@@ -118,20 +120,24 @@ cdef int take_activation(Frame* f, activation, negative_slope) except -1:
     return 0
 
 
-cdef int compute(Frame* f, Arrays a) except -1:
+cdef int run_request(Frame* f) except -1:
     # Once the engine has understood the call.
     cdef Request* r = &f.request
     cdef Py_ssize_t work = core.work_of(r)
     cdef int threads = threads_for(work), status
+    with nogil:
+        status = core.run(r, threads)
+    if threads > 1:
+        team_was(r.loss, work)
+    if status == NO_MEMORY:
+        raise MemoryError("no memory for the workspace")
+    return -1 if status == INTERRUPTED else 0
+
+
+cdef int compute(Frame* f, Arrays a) except -1:
+    cdef Request* r = &f.request
     try:
-        with nogil:
-            status = core.run(r, threads)
-        if threads > 1:
-            team_was(r.loss, work)
-        if status == NO_MEMORY:
-            raise MemoryError("no memory for the workspace")
-        if status == INTERRUPTED:
-            return -1
+        run_request(f)
         a.copy_back()
         if f.call.operation == FASTBN_FORWARD:
             PyErr_CheckSignals()        # the last moment at which nothing is lost
@@ -144,24 +150,31 @@ cdef int compute(Frame* f, Arrays a) except -1:
     return 0
 
 
+include "images.pxi"
+
+
 # ---- batch norm ----------------------------------------------------------------------
 
 def batch_statistics(x_, layout, /):
-    """Return (values per channel, mean, M2) of each channel, the last two float64."""
+    """Return (values per channel, mean, M2, min, max) of each channel; of the dtype of x the last.
+    """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = x.shape[axis]
     cdef cnp.ndarray mean = new_vector(channels, cnp.NPY_DOUBLE)
     cdef cnp.ndarray m2 = new_vector(channels, cnp.NPY_DOUBLE)
+    cdef cnp.ndarray low = new_vector(channels, cnp.PyArray_TYPE(x))
+    cdef cnp.ndarray high = new_vector(channels, cnp.PyArray_TYPE(x))
     cdef Arrays a = Arrays.__new__(Arrays)
     cdef Frame f
     new_call(&f, x, FASTBN_BATCH_NORM, FASTBN_STATISTICS)
     f.call.channel_axis = axis
+    f.call.minimum, f.call.maximum = cnp.PyArray_DATA(low), cnp.PyArray_DATA(high)
     f.call.mean, f.call.m2 = numbers_of(mean), numbers_of(m2)
     a.x = x
     a.understand(&f)
     compute(&f, a)
-    return cnp.PyArray_SIZE(x) // channels if channels else 0, mean, m2
+    return cnp.PyArray_SIZE(x) // channels if channels else 0, mean, m2, low, high
 
 
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,

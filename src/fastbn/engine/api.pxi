@@ -64,6 +64,9 @@ cdef int api_begin(const fastbn_call* call, int workers, void* workspace,
         return FASTBN_NULL_POINTER
     if size < size_of_state(&r, workers):
         return FASTBN_BAD_WORKSPACE
+    code = check_deviations(&r)
+    if code != FASTBN_OK:
+        return code
     state = state_in(workspace)
     take_memory(&r, on_a_line(<char*>state + sizeof(State)))
     state.request = r
@@ -115,8 +118,7 @@ cdef int api_finish(void* workspace) noexcept nogil:
     cdef State* state = begun_in(workspace)
     if state == NULL:
         return FASTBN_BAD_WORKSPACE
-    finish_vectors(&state.request)
-    write_vectors(&state.request)
+    commit(&state.request)
     state.begun = 0
     return FASTBN_OK
 
@@ -142,8 +144,9 @@ cdef const char* api_error_message(int code) noexcept nogil:
         return ("norm, operation, activation: expected an operation that the norm has, and "
                 "FASTBN_IDENTITY or another activation")
     if code == FASTBN_BAD_DTYPE:
-        return ("dtype, vector_dtype: expected one of FASTBN_FLOAT32 and so on; with running "
-                "statistics, vectors of FASTBN_FLOAT32 or FASTBN_FLOAT64")
+        return ("dtype, vector_dtype, out_dtype: expected one of FASTBN_FLOAT32 and so on, which "
+                "the operation has; with running statistics, vectors of FASTBN_FLOAT32 or "
+                "FASTBN_FLOAT64")
     if code == FASTBN_BAD_SHAPE:
         return "ndim, shape: expected 1 to 64 sizes of at least 1, whose product is a size"
     if code == FASTBN_BAD_AXIS:
@@ -152,8 +155,8 @@ cdef const char* api_error_message(int code) noexcept nogil:
     if code == FASTBN_BAD_GROUPS:
         return "groups: expected a divisor of the number of channels"
     if code == FASTBN_BAD_NUMBER:
-        return ("eps, momentum, negative_slope: expected eps >= 0 (> 0 with statistics of a "
-                "batch), the others finite")
+        return ("eps, momentum, negative_slope, max_value, norm_mean, norm_std: expected eps >= 0 "
+                "(> 0 with statistics of a batch), max_value and norm_std > 0, all finite")
     if code == FASTBN_ONE_VALUE:
         return "shape: expected more than one value for each mean and variance"
     if code == FASTBN_BAD_STRIDES:

@@ -80,6 +80,8 @@ cdef int understand(const fastbn_call* given, const Extras* extras, Request* r) 
     code = take_call(given, r)
     if code == FASTBN_OK:
         code = check_call(r)
+    if code == FASTBN_OK and is_image(&r.call):
+        return understand_image(r)
     if code == FASTBN_OK and not r.empty:
         code = check_memory(r)
     if code != FASTBN_OK:

@@ -16,9 +16,9 @@ cdef int take_call(const fastbn_call* given, Request* r) noexcept nogil:
     if given.struct_size < known:
         memset(call, 0, known)
     memcpy(call, given, known if known < given.struct_size else given.struct_size)
-    if call.reserved != 0:
+    if call.reserved != 0 or call.reserved2 != 0:
         return fail(r, FASTBN_UNKNOWN_FIELD, ARG_CALL)
-    if call.operation == FASTBN_STATISTICS:     # nothing is written that they could follow
+    if call.operation == FASTBN_STATISTICS or converts(call):   # they can follow nothing
         call.activation, call.residual.data = FASTBN_IDENTITY, NULL
     return FASTBN_OK
 
@@ -27,17 +27,17 @@ cdef int check_kind(Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
     if not is_among(call.norm, FASTBN_BATCH_NORM, FASTBN_RMS_NORM):
         return fail(r, FASTBN_BAD_OPERATION, ARG_CALL)
-    if not is_among(call.operation, FASTBN_STATISTICS, FASTBN_BACKWARD_INFERENCE):
+    if not is_among(call.operation, FASTBN_STATISTICS, FASTBN_DENORMALIZE):
         return fail(r, FASTBN_BAD_OPERATION, ARG_CALL)
     if call.norm != FASTBN_BATCH_NORM and call.operation not in (
             FASTBN_FORWARD, FASTBN_BACKWARD):
         return fail(r, FASTBN_BAD_OPERATION, ARG_CALL)
-    r.kernels = kernels_for(call.dtype)
+    r.kernels = table_for(call.dtype)
     if r.kernels == NULL:
         return fail(r, FASTBN_BAD_DTYPE, ARG_DTYPE)
     if not 0 <= call.activation < r.kernels.activation_count:
         return fail(r, FASTBN_BAD_OPERATION, ARG_ACTIVATION)
-    return FASTBN_OK
+    return check_image_kind(r)
 
 
 cdef int check_vector_dtype(Request* r) noexcept nogil:
@@ -127,7 +127,7 @@ cdef bint is_eps(double eps, bint positive) noexcept nogil:
 
 cdef int check_numbers(Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
-    if not is_backward(call) and call.operation != FASTBN_STATISTICS and not is_eps(
+    if call.operation in (FASTBN_INFERENCE, FASTBN_FORWARD) and not is_eps(
             call.eps, needs_positive_eps(call)):
         return fail(r, FASTBN_BAD_NUMBER, ARG_EPS)
     if call.activation == FASTBN_LEAKY_RELU and not is_finite(call.negative_slope):

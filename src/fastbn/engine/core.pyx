@@ -10,6 +10,7 @@
     plan.pxi        how it is cut, by shape alone
     buffers.pxi     where memory is; that of an instance
     vectors.pxi     parameters and statistics, to float64 and back
+    images.pxi      the same for calls that are a nest of loops: integers, other layouts
     phases.pxi      what is done, in which order
     threads.pxi     by whom
     api.pxi         the same for C, whose threads do the tasks
@@ -27,6 +28,7 @@ from libc.string cimport memcpy, memmove, memset
 
 from fastbn cimport *
 from fastbn.engine.request cimport *
+from fastbn.kernels.images cimport FULL_ROW, PANEL, TABLE, Image, ImageKernel, ImageKernels, Nest
 from fastbn.kernels.problem cimport (
     COEFFICIENT_KINDS, COLUMNS, PIXELS, RUN_COLUMNS, WRAP, Buffers, Job, KernelTable, Operand,
     Plan, Problem, TileKernel, View)
@@ -48,18 +50,24 @@ include "plan.pxi"
 include "vectors.pxi"
 include "buffers.pxi"
 include "phases.pxi"
+include "images.pxi"
 include "threads.pxi"
 
 
 cdef size_t size_of_memory(Request* r, int workers) noexcept nogil:
     r.workers = workers
     r.loss = 0.0
+    if is_image(&r.call):
+        return size_of_image(r)
     make_plan(r)
     return take_vectors(r, NULL) + size_of_workspace(r) + LINE
 
 
 cdef void take_memory(Request* r, char* memory) noexcept nogil:
-    use_workspace(r, memory + take_vectors(r, <double*>memory))
+    if is_image(&r.call):
+        use_image_memory(r, memory)
+    else:
+        use_workspace(r, memory + take_vectors(r, <double*>memory))
 
 
 cdef int run(Request* r, int workers) noexcept nogil:
@@ -67,13 +75,15 @@ cdef int run(Request* r, int workers) noexcept nogil:
     if r.memory == NULL:
         return NO_MEMORY
     take_memory(r, on_a_line(<char*>r.memory))
-    if r.empty and r.call.operation != FASTBN_INFERENCE:
+    if r.empty and not (r.call.operation == FASTBN_INFERENCE or is_image(&r.call)):
         take_nothing(r)
         return FASTBN_OK
     return run_phases(r)
 
 
 cdef void commit(Request* r) noexcept nogil:
+    if is_image(&r.call):
+        return
     if not r.empty:
         finish_vectors(r)
     write_vectors(r)
@@ -115,8 +125,9 @@ cdef int prepare_coefficients(const fastbn_call* call, void* coefficients) noexc
 include "api.pxi"
 
 
-def use(*capsules):
+def use(*capsules, images):
     """Make the kernels of one CPU level, one capsule for each type, those of later calls."""
+    set_image_kernels(PyCapsule_GetPointer(images, "fastbn.kernels"))
     for kind, capsule in enumerate(capsules):
         kernels_of[kind] = <const KernelTable*>PyCapsule_GetPointer(capsule, "fastbn.kernels")
 

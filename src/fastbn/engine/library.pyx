@@ -18,4 +18,5 @@ cdef public const fastbn_api* fastbn_get_api() noexcept nogil:
         kernels_of[kind] = <const KernelTable*>linked_kernels(kind)
         if kernels_of[kind] == NULL:
             return NULL
+    set_image_kernels(linked_kernels(DTYPES))
     return filled_api()

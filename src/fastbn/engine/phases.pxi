@@ -34,7 +34,8 @@ cdef struct Phase:
     const Job* job              # of the instances that it works on
     RunTask run             # does one of ...
     Py_ssize_t tasks
-    TileKernel kernel       # ... by this, if by one kernel
+    TileKernel kernel       # ... by this, if by one kernel, ...
+    ImageKernel image_kernel    # ... or by this
     Py_ssize_t split        # tasks that a block is shared out to ...
     Py_ssize_t span         # ... or blocks that a task has
 
@@ -45,7 +46,7 @@ cdef struct Phases:
 cdef inline Phase* add(Phases* phases, const Request* r, const Job* job, RunTask run,
                        Py_ssize_t tasks) noexcept nogil:
     cdef Phase* phase = &phases.list[phases.count]
-    phase[0] = Phase(r, job, run, tasks, NULL, 1, 1)
+    phase[0] = Phase(r, job, run, tasks, NULL, NULL, 1, 1)
     phases.count += 1
     return phase
 
@@ -113,10 +114,21 @@ cdef inline Py_ssize_t tile_start(const Job* job, Py_ssize_t tile) noexcept nogi
 cdef void merge_all(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
     cdef const Job* job = phase.job
     phase.request.kernels.merge_moments(job, 0, job.problem.view.channels)
+    if job.buffers.minimum != NULL:
+        phase.request.kernels.merge_extremes(job, 0, job.problem.view.channels)
+
+
+cdef void statistics_of_segment(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
+    # A segment is still in the cache when it is read the second time.
+    do_segment(phase.request.kernels.moments, phase.job, i)
+    do_segment(phase.request.kernels.extremes, phase.job, i)
 
 
 cdef void add_statistics(Phases* phases, const Request* r, const Job* job) noexcept nogil:
-    add_segments(phases, r, job)
+    if job.buffers.minimum != NULL:
+        add(phases, r, job, statistics_of_segment, r.job.plan.tiles * r.job.plan.segments)
+    else:
+        add_segments(phases, r, job)
     add(phases, r, job, merge_all, 1)
 
 
@@ -294,14 +306,16 @@ cdef void whole_instance(const Phase* phase, Py_ssize_t i, int worker) noexcept 
 
 cdef inline Py_ssize_t count_rounds(const Request* r) noexcept nogil:
     # An instance after the other, or all of them in one phase.
-    return r.job.problem.instances if in_sequence(r) else 1
+    return r.job.problem.instances if not is_image(&r.call) and in_sequence(r) else 1
 
 
 cdef void list_phases(const Request* r, Py_ssize_t round, Job* own,
                       Phases* phases) noexcept nogil:
     # Each round has as many phases as another. `own` is room for an instance.
     phases.count = 0
-    if in_sequence(r):
+    if is_image(&r.call):
+        list_image_phases(r, phases)
+    elif in_sequence(r):
         own[0] = job_of_instance(r, round, 0)
         add_phases(phases, r, own)
     elif r.job.problem.instances == 1:

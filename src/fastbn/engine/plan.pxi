@@ -163,7 +163,10 @@ cdef Py_ssize_t work_of(const Request* r) noexcept nogil:
     # Bytes of x, as often as it is read.
     cdef Py_ssize_t readings = 1 if r.call.operation in (
         FASTBN_STATISTICS, FASTBN_INFERENCE) else 2
-    cdef Py_ssize_t bytes = count_elements(&r.job.problem) * r.kernels.elem_size
+    cdef Py_ssize_t bytes
+    if is_image(&r.call):
+        return bytes_of_image(r)
+    bytes = count_elements(&r.job.problem) * r.kernels.elem_size
     if r.call.norm == FASTBN_BATCH_NORM and r.job.problem.view.inner == 1:
         bytes -= WORK_OF_A_CHANNEL * r.job.problem.view.channels
     return readings * bytes

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a call comes to, and what can be wrong with it. Declarations only."""
-from fastbn cimport fastbn_call
+from fastbn cimport fastbn_call, fastbn_tensor
+from libc.stdint cimport int32_t, int64_t
+
+from fastbn.kernels.images cimport Image
 from fastbn.kernels.problem cimport Job, KernelTable
 
 cdef enum:
@@ -23,6 +26,10 @@ cdef enum:      # arguments that can be wrong; tensors and vectors come last
     ARG_EPS
     ARG_MOMENTUM
     ARG_NEGATIVE_SLOPE
+    ARG_OUT_DTYPE
+    ARG_MAX_VALUE
+    ARG_NORM_MEAN
+    ARG_NORM_STD
     ARG_WORKERS
     ARG_X
     ARG_DY
@@ -71,6 +78,11 @@ ctypedef struct Extras:
     bint inverted               # backward: x is the y of an activation that has an inverse
     void* coefficients          # inference: prepared ones, in the place of vectors
     int (*interrupted)() noexcept nogil     # asked now and then: not 0 ends the call early
+    # Statistics of integers, of each channel: what is left out; the sums, and of how many.
+    const int32_t* nodata
+    int64_t* sums
+    int64_t* counts
+    fastbn_tensor mask          # bytes, in the shape of x; strides 0 along the channels
 
 ctypedef struct Request:
     # What a call comes to.
@@ -81,6 +93,7 @@ ctypedef struct Request:
     Order order
     Job job
     Job group_job               # whose channels are groups of channels; without buffers
+    Image image                 # in the place of a job: statistics of integers, conversions
     Py_ssize_t parameters       # of weight and bias, how many numbers
     Py_ssize_t groups           # that have statistics of their own: in an instance ...
     Py_ssize_t owners           # ... and in all of them

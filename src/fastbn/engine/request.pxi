@@ -38,7 +38,7 @@ cdef inline bint has_mean(const fastbn_call* call) noexcept nogil:
 
 
 cdef inline bint is_backward(const fastbn_call* call) noexcept nogil:
-    return call.operation >= FASTBN_BACKWARD
+    return is_among(call.operation, FASTBN_BACKWARD, FASTBN_BACKWARD_INFERENCE)
 
 
 cdef inline bint has_residual(const fastbn_call* call) noexcept nogil:

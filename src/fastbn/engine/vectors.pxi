@@ -103,6 +103,18 @@ cdef void take_backward(Request* r, Supply* supply) noexcept nogil:
     b.dbias = new_vector(supply, n)
 
 
+cdef void take_statistics(Request* r, Supply* supply) noexcept nogil:
+    cdef const fastbn_call* call = &r.call
+    cdef Buffers* b = &r.job.buffers
+    cdef Py_ssize_t n = r.owners
+    b.mean, b.m2, b.var = call.mean, call.m2, NULL
+    if call.minimum == NULL and call.maximum == NULL:
+        return
+    b.minimum, b.maximum = new_vector(supply, n), new_vector(supply, n)
+    b.low = new_vector(supply, n * r.job.plan.segments)
+    b.high = new_vector(supply, n * r.job.plan.segments)
+
+
 cdef size_t take_vectors(Request* r, double* memory) noexcept nogil:
     # Returns how much memory they take; to know that, NULL will do.
     cdef Supply supply = Supply(memory, 0)
@@ -110,7 +122,7 @@ cdef size_t take_vectors(Request* r, double* memory) noexcept nogil:
         return 0
     take_parameters(r, &supply)
     if r.call.operation == FASTBN_STATISTICS:
-        r.job.buffers.mean, r.job.buffers.m2, r.job.buffers.var = r.call.mean, r.call.m2, NULL
+        take_statistics(r, &supply)
     elif r.call.operation == FASTBN_INFERENCE:
         take_fixed(r, &supply)
     elif r.call.operation == FASTBN_FORWARD:
@@ -143,6 +155,8 @@ cdef void take_nothing(Request* r) noexcept nogil:
     fill(call.mean if has_mean(call) else NULL, r.owners, 0.0)
     if call.operation == FASTBN_STATISTICS:
         fill(call.m2, r.owners, 0.0)
+        fill(r.job.buffers.minimum, r.owners, NAN)
+        fill(r.job.buffers.maximum, r.owners, NAN)
     else:
         fill(call.invstd, r.owners, NAN)
 
@@ -152,6 +166,9 @@ cdef void write_vectors(const Request* r) noexcept nogil:
     cdef const Buffers* b = &r.job.buffers
     if call.operation == FASTBN_INFERENCE and r.extras.coefficients == NULL:
         write_vector(b.mean, r.owners, FASTBN_FLOAT64, call.mean)
+    elif call.operation == FASTBN_STATISTICS and b.minimum != NULL:
+        write_vector(b.minimum, r.owners, call.dtype, call.minimum)
+        write_vector(b.maximum, r.owners, call.dtype, call.maximum)
     elif call.operation == FASTBN_FORWARD and has_running(call) and not r.empty:
         write_vector(b.running_mean, r.groups, call.vector_dtype, call.running_mean)
         write_vector(b.running_var, r.groups, call.vector_dtype, call.running_var)

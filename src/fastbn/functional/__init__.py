@@ -19,6 +19,7 @@ from fastbn.functional.group import (
     instance_norm_backward,
     instance_norm_forward,
 )
+from fastbn.functional.images import denormalize, normalize
 from fastbn.functional.inplace import batch_norm_backward_inplace
 from fastbn.functional.layer import (
     layer_norm,
@@ -35,6 +36,7 @@ __all__ = [
     "batch_norm_backward_inplace",
     "batch_norm_forward",
     "batch_stats",
+    "denormalize",
     "fold_batch_norm",
     "fold_batch_norm_into_next",
     "group_norm",
@@ -46,6 +48,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "normalize",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",

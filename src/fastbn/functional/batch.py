@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastbn._docs import filled
 from fastbn._numpy import INPUT, ONLY_Y, WITH_STATISTICS, binding
-from fastbn.stats import BatchStats
+from fastbn.functional.selection import statistics
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
+    from fastbn.stats import BatchStats
 
 
 @filled
@@ -241,15 +243,32 @@ def batch_norm_backward(
     )  # fmt: skip
 
 
-def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStats:
-    """Return count, mean and M2 of each channel, in float64.
+def batch_stats(
+    x: NDArray[Any],
+    *,
+    layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    nan_policy: str = "propagate",
+    nodata: ArrayLike | None = None,
+) -> BatchStats:
+    """Return count, mean, M2 and extremes of each channel; of integers the sums, too.
 
     Parameters
     ----------
-    x : ndarray of float16, bfloat16, float32 or float64
-        The batch, or a part of one: statistics of parts can be merged.
+    x : ndarray of float16, bfloat16, float32, float64, uint8, int8, uint16 or int16
+        The batch, or a part of one: statistics of parts can be merged. Those of integers
+        are exact, and need neither a conversion nor a copy of `x`.
     layout : str, optional
         As for `batch_norm`.
+    mask : ndarray of bool, optional
+        True counts. It has the axes of `x` without that of the channels, each of the size
+        in `x` or 1.
+    nan_policy : {"propagate", "omit", "raise"}, default "propagate"
+        What to do about NaN (not Inf) in what `mask` and `nodata` leave: count it, leave it
+        out of its channel, or raise.
+    nodata : float or array_like of shape (C,), optional
+        A value that does not count, compared by ``==``; NaN means NaN. One that the dtype
+        of `x` cannot hold matches nothing.
 
     Returns
     -------
@@ -257,8 +276,15 @@ def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStat
 
     Raises
     ------
-    ValueError, TypeError
-        For a wrong rank, layout or dtype, as `batch_norm`.
+    ValueError
+        For a wrong rank, layout, policy or shape; for NaN with ``nan_policy="raise"``.
+    TypeError
+        For a wrong dtype, or what is no array where one is expected.
+
+    Notes
+    -----
+    A channel of which nothing is left out has the bits that it has without `mask`,
+    `nan_policy` and `nodata`.
 
     References
     ----------
@@ -272,6 +298,8 @@ def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStat
     >>> stats = fastbn.batch_stats(x)
     >>> stats.mean, stats.var()
     (array([ 2., 20.]), array([  1., 100.]))
+    >>> stats = fastbn.batch_stats(np.array([[0, 255], [7, 255]], np.uint8), nodata=0)
+    >>> stats.count, stats.mean
+    (array([1., 2.]), array([  7., 255.]))
     """
-    count, mean, m2 = binding.batch_statistics(x, layout)
-    return BatchStats(count, mean, m2)
+    return statistics(x, layout, mask, nan_policy, nodata)

@@ -37,14 +37,22 @@ enum fastbn_operation {
     FASTBN_INFERENCE = 2,           /* batch norm only */
     FASTBN_FORWARD = 3,             /* with statistics of x; running ones are updated */
     FASTBN_BACKWARD = 4,
-    FASTBN_BACKWARD_INFERENCE = 5   /* batch norm only: with fixed statistics */
+    FASTBN_BACKWARD_INFERENCE = 5,  /* batch norm only: with fixed statistics */
+    /* Batch norm only, too: elements of one type and layout become those of another. */
+    FASTBN_NORMALIZE = 6,           /* out = (x / max_value - norm_mean) / norm_std */
+    FASTBN_DENORMALIZE = 7          /* out = (x * norm_std + norm_mean) * max_value */
 };
 
 enum fastbn_dtype {
     FASTBN_FLOAT32 = 1,
     FASTBN_FLOAT64 = 2,
     FASTBN_FLOAT16 = 3,
-    FASTBN_BFLOAT16 = 4
+    FASTBN_BFLOAT16 = 4,
+    /* Of statistics and normalize; of what denormalize writes. */
+    FASTBN_UINT8 = 5,
+    FASTBN_INT8 = 6,
+    FASTBN_UINT16 = 7,
+    FASTBN_INT16 = 8
 };
 
 enum fastbn_activation {            /* y = activation(normalised + residual) */
@@ -127,6 +135,17 @@ typedef struct fastbn_call {
     fastbn_tensor residual;     /* data NULL: there is none */
     fastbn_tensor dresidual;    /* backward with a residual: its gradient is written; may be
                                    dy or residual, and is apart from x and out */
+    /* Normalize writes a float type, denormalize reads one. The strides of `out` are in the
+     * order of `shape`, in whatever order its axes lie in memory; `out` is apart from x. */
+    int32_t out_dtype;          /* of `out`: FASTBN_FLOAT32, ...; others have `dtype` */
+    int32_t reserved2;          /* 0 */
+    double max_value;           /* more than 0 */
+    const double *norm_mean;    /* of each channel; */
+    const double *norm_std;     /* more than 0 */
+    /* Statistics: of each channel, of `dtype`; NULL: not wanted. NaN, of floats, if the
+     * channel has one. */
+    void *minimum;
+    void *maximum;
 } fastbn_call;
 
 /* Functions return FASTBN_OK or another of the codes above, if not said otherwise.

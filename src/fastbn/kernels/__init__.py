@@ -13,6 +13,7 @@
         axes                    axes -> a view
         plan                    how the view is cut, by shape alone
         buffers, vectors        where memory is; that of an instance
+        images                  calls that are no view: integers, other layouts
         phases                  what is done, in which order: tasks
         threads, api            by whom: OpenMP's threads, or the caller's
             |
@@ -23,6 +24,7 @@
         operands, tables, elementwise           one register of a write
         write_*, writes                         walks through what is written
         vectors                                 parameters <-> float64
+    kernels/images.pxi      the same for integers, and for other layouts
 
 Calls go down only. A layer knows the one below it and nothing above.
 

@@ -24,6 +24,7 @@ This one source is compiled once for each pair; simd.h gives it the registers.
    merging.pxi          forward statistics of parts -> those of the whole
    moments.pxi          forward statistics: the kernel
    gradients.pxi        backward statistics: the kernels
+   extremes.pxi         the smallest and the largest numbers
 
    operands.pxi         the operands of an elementwise pass, one register of each
    tables.pxi           the coefficients of a register
@@ -45,7 +46,7 @@ other than by the strides of its operands.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.float cimport DBL_MAX
-from libc.math cimport fabs, sqrt
+from libc.math cimport INFINITY, fabs, sqrt
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
@@ -55,7 +56,7 @@ from fastbn cimport (
     FASTBN_RELU6, FASTBN_SILU)
 from fastbn.kernels.problem cimport (
     COEFFICIENT_KINDS, COLUMNS, MAX_WIDTH, OFFSET, PIVOT, PIXELS, POW2_SCALE, RUN_COLUMNS, SCALE,
-    SHIFT, SLOPE, WRAP, ActivationTraits, Job, KernelTable, Operand, View)
+    SHIFT, SLOPE, WRAP, ActivationTraits, Buffers, Job, KernelTable, Operand, View)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state
@@ -140,6 +141,7 @@ include "coefficients.pxi"
 include "merging.pxi"
 include "moments.pxi"
 include "gradients.pxi"
+include "extremes.pxi"
 include "operands.pxi"
 include "tables.pxi"
 include "elementwise.pxi"
@@ -172,6 +174,8 @@ cdef const KernelTable* filled_table() noexcept nogil:
     kernels.activations = filled_traits()
     kernels.moments = moments
     kernels.merge_moments = merge_moments
+    kernels.extremes = extremes
+    kernels.merge_extremes = merge_extremes
     kernels.update_running = update_running
     kernels.coefficients = coefficients
     kernels.write_forward = write_forward

@@ -7,19 +7,21 @@
 
 #include <stddef.h>
 
-/* In the order of fastbn_dtype. */
+/* In the order of fastbn_dtype; then those of images. */
 #define KERNELS_OF(level) \
     extern const void *fastbn_##level##_float32(void); \
     extern const void *fastbn_##level##_float64(void); \
     extern const void *fastbn_##level##_float16(void); \
     extern const void *fastbn_##level##_bfloat16(void); \
+    extern const void *fastbn_##level##_images(void); \
     static const void *level##_kernels(int kind) \
     { \
         switch (kind) { \
         case 0: return fastbn_##level##_float32(); \
         case 1: return fastbn_##level##_float64(); \
         case 2: return fastbn_##level##_float16(); \
-        default: return fastbn_##level##_bfloat16(); \
+        case 3: return fastbn_##level##_bfloat16(); \
+        default: return fastbn_##level##_images(); \
         } \
     }
 

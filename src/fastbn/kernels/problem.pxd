@@ -89,6 +89,8 @@ ctypedef struct Buffers:
     double* m2                  # m2, var and invstd may be one
     double* var                 # NULL: invstd is given
     double* invstd
+    double* minimum             # of statistics; NULL: not wanted
+    double* maximum
     double* running_mean        # updated in training; NULL: not kept
     double* running_var
     double* dweight
@@ -110,6 +112,8 @@ ctypedef struct Buffers:
     # (COEFFICIENT_KINDS, channels + WRAP) numbers of the kernel's `real`.
     double* partial[2]
     void* coefficients
+    double* low                 # extremes, of (segments, channels)
+    double* high
 
 ctypedef struct Job:
     Problem problem
@@ -136,6 +140,8 @@ ctypedef struct KernelTable:
     const ActivationTraits* activations
     TileKernel moments              # (count, mean, M2) of each channel and segment
     ChannelKernel merge_moments     # -> mean, m2, var
+    TileKernel extremes             # low, high of each channel and segment
+    ChannelKernel merge_extremes    # -> minimum, maximum
     ChannelKernel update_running    # running_mean, running_var
     ChannelKernel broadcast_groups  # group_mean, var or group_invstd -> mean, invstd of channels
     ChannelKernel broadcast_features  # weight, bias -> features
