@@ -32,7 +32,15 @@ from fastbn.functional import (
     rms_norm_forward,
     scale_shift,
 )
-from fastbn.layers import BatchNorm, GroupNorm, InPlaceBatchNorm, InstanceNorm, LayerNorm, RMSNorm
+from fastbn.layers import (
+    BatchNorm,
+    GroupNorm,
+    InPlaceBatchNorm,
+    InstanceNorm,
+    LayerNorm,
+    RMSNorm,
+    SyncBatchNorm,
+)
 from fastbn.stats import BatchStats
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
+    "SyncBatchNorm",
     "__version__",
     "batch_norm",
     "batch_norm_backward",

@@ -71,6 +71,7 @@ ctypedef struct Extras:
     bint inverted               # backward: x is the y of an activation that has an inverse
     void* coefficients          # inference: prepared ones, in the place of vectors
     int (*interrupted)() noexcept nogil     # asked now and then: not 0 ends the call early
+    bint part                   # batch norm: of the batch, others have the rest; `run_own`
 
 ctypedef struct Request:
     # What a call comes to.
