@@ -10,12 +10,10 @@ same network alone, with `fastbn.BatchNorm`, and draws both curves: they are the
 rounding.
 """
 
-
 import functools
 
 import digits
 import numpy as np
-
 from digits_report import parse, report
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits

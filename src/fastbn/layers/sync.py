@@ -115,8 +115,9 @@ class SyncBatchNorm(TrackingLayer):
         only_y: bool,
         exchange: Exchange | None,
     ) -> Any:
-        moves = self.training
-        mean, var = (self.running_mean, self.running_var) if moves or not of_batch else (None, None)
+        # In evaluation by the batch there is nothing to keep.
+        keeps = self.training or not of_batch
+        mean, var = (self.running_mean, self.running_var) if keeps else (None, None)
         momentum = self._average_momentum() if self.momentum is None else self.momentum
         return binding.batch_forward(
             x, self.weight, self.bias, mean, var, residual, out, of_batch, momentum, self.eps,

@@ -36,7 +36,6 @@ from fastbn.torch.modules import (
     LayerNorm,
     RMSNorm,
 )
-
 from fastbn.torch.sync import SyncBatchNorm
 
 __all__ = [

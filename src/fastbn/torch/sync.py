@@ -206,7 +206,8 @@ class SyncBatchNorm(_BatchNorm):
         # As PyTorch has it after counting the batch; here it is counted when all is done.
         if self.momentum is not None:
             return self.momentum
-        return 0.0 if self.num_batches_tracked is None else 1.0 / (int(self.num_batches_tracked) + 1)
+        batches = self.num_batches_tracked
+        return 0.0 if batches is None else 1.0 / (int(batches) + 1)
 
     def _count(self, tracks: bool) -> None:
         if tracks and self.num_batches_tracked is not None and functional.is_first_time():
