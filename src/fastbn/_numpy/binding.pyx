@@ -153,10 +153,11 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
     cdef bint backward = f.call.operation == FASTBN_BACKWARD
     cdef int threads = threads_for(work), status
     cdef cnp.ndarray own = new_table(2, r.parameters), whole
+    cdef double* numbers = numbers_of(own)
     cdef double count
     try:
         with nogil:
-            status = core.run_own(r, threads, &count, numbers_of(own))
+            status = core.run_own(r, threads, &count, numbers)
         if status == NO_MEMORY:
             raise MemoryError("no memory for the workspace")
         if status == INTERRUPTED:
@@ -164,8 +165,9 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
         if backward:
             core.commit(r)
         count, whole = exchange(count, own)
+        numbers = numbers_of(whole)
         with nogil:
-            status = core.run_rest(r, count, numbers_of(whole))
+            status = core.run_rest(r, count, numbers)
         if threads > 1:
             team_was(r.loss, work)
         if status == INTERRUPTED:
@@ -236,7 +238,10 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
         a.invstd = new_vector(channels, cnp.NPY_DOUBLE)
         f.call.mean, f.call.invstd = numbers_of(a.mean), numbers_of(a.invstd)
     a.understand(&f)
-    compute_part(&f, a, exchange) if f.extras.part else compute(&f, a)
+    if f.extras.part:
+        compute_part(&f, a, exchange)
+    else:
+        compute(&f, a)
     return a.given_out if only_y else (a.given_out, a.mean, a.invstd)
 
 

@@ -308,7 +308,10 @@ cdef class Arrays:
 
     cdef tuple gradients(self, Frame* f, bint has_bias, exchange=None):
         # (dx, those of the parameters), and that of the residual, if there is one.
-        compute_part(f, self, exchange) if f.extras.part else compute(f, self)
+        if f.extras.part:
+            compute_part(f, self, exchange)
+        else:
+            compute(f, self)
         dweight = in_dtype(self.dweight, self.gradient_dtype)
         gradients = (self.given_out, dweight)
         if has_bias:
