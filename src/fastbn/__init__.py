@@ -35,7 +35,15 @@ from fastbn.functional import (
     rms_norm_forward,
     scale_shift,
 )
-from fastbn.layers import BatchNorm, GroupNorm, InPlaceBatchNorm, InstanceNorm, LayerNorm, RMSNorm
+from fastbn.layers import (
+    BatchNorm,
+    GroupNorm,
+    InPlaceBatchNorm,
+    InstanceNorm,
+    LayerNorm,
+    RMSNorm,
+    SyncBatchNorm,
+)
 from fastbn.stats import BatchStats
 
 __all__ = [
@@ -47,6 +55,7 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "StatsAccumulator",
+    "SyncBatchNorm",
     "__version__",
     "batch_norm",
     "batch_norm_backward",

@@ -39,6 +39,11 @@ weight, bias : ndarray of shape ..., optional
 weight : ndarray of shape `normalized_shape`, optional
     1 if not given. Of any dtype that `x` may have, whichever that is; half precision is
     widened.""",
+    "group": """\
+group : communicator of mpi4py, ProcessGroup of torch.distributed, or any object, optional
+    The processes whose parts make the batch. An object has `rank`, `size` and
+    ``allgather(array)``, which returns the float64 arrays of all ranks in a list, in rank
+    order. ``None``: this process alone.""",
     "momentum": """\
 momentum : float, default 0.1
     The share of the new value: ``(1 - momentum) * running + momentum * new``.""",

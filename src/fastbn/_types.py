@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The array types of the public signatures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
@@ -28,3 +28,5 @@ ACTIVATIONS: dict[str | None, int] = {
 }  # fmt: skip
 #: Of x, of the parameters, and, if there is one, of the residual.
 Gradients: TypeAlias = tuple[np.ndarray[Any, np.dtype[Floating]], *tuple[Vector, ...]]
+#: What is known of a part of a batch -> the same of all of it: values of a channel, vectors (2, C).
+Exchange: TypeAlias = Callable[[float, Float64], tuple[float, Float64]]

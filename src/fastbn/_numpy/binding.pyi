@@ -3,7 +3,7 @@ from typing import Any, SupportsIndex, final
 
 from numpy.typing import NDArray
 
-from fastbn._types import Activation, Float64, Kept, Shape, Vector
+from fastbn._types import Activation, Exchange, Float64, Kept, Shape, Vector
 
 # Whoever calls the operations has the types of their results.
 
@@ -65,12 +65,13 @@ def batch_forward(
     running_var: Kept | None, residual: NDArray | None, out: NDArray | None, training: bool,
     momentum: float, eps: float, layout: str | None, activation: str | None,
     negative_slope: float, only_y: bool, num_features: int | None = None,
-    prepared: Prepared | None = None, /
+    prepared: Prepared | None = None, exchange: Exchange | None = None, /
 ) -> Any: ...
 def batch_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, training: bool,
-    layout: str | None, activation: str | None, negative_slope: float, inverted: bool, /
+    layout: str | None, activation: str | None, negative_slope: float, inverted: bool,
+    exchange: Exchange | None = None, /
 ) -> Any: ...
 def group_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,

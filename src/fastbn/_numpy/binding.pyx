@@ -153,6 +153,44 @@ cdef int compute(Frame* f, Arrays a) except -1:
 include "images.pxi"
 
 
+cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
+    # As `compute`, of a part of a batch. `exchange` is given the values of a channel and
+    # (mean, M2), in backward (sum dy, sum dy * xhat), of this part, an array of shape (2, C),
+    # and returns the same of the whole batch.
+    cdef Request* r = &f.request
+    cdef Py_ssize_t work = core.work_of(r)
+    cdef bint backward = f.call.operation == FASTBN_BACKWARD
+    cdef int threads = threads_for(work), status
+    cdef cnp.ndarray own = new_table(2, r.parameters), whole
+    cdef double* numbers = numbers_of(own)
+    cdef double count
+    try:
+        with nogil:
+            status = core.run_own(r, threads, &count, numbers)
+        if status == NO_MEMORY:
+            raise MemoryError("no memory for the workspace")
+        if status == INTERRUPTED:
+            return -1
+        if backward:
+            core.commit(r)
+        count, whole = exchange(count, own)
+        numbers = numbers_of(whole)
+        with nogil:
+            status = core.run_rest(r, count, numbers)
+        if threads > 1:
+            team_was(r.loss, work)
+        if status == INTERRUPTED:
+            return -1
+        a.copy_back()
+        if not backward:
+            PyErr_CheckSignals()
+            core.commit(r)
+            a.return_running()
+    finally:
+        core.release(r)
+    return 0
+
+
 # ---- batch norm ----------------------------------------------------------------------
 
 def batch_statistics(x_, layout, /):
@@ -179,11 +217,12 @@ def batch_statistics(x_, layout, /):
 
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,
                   momentum, eps, layout, activation, negative_slope, bint only_y,
-                  num_features=None, Prepared prepared=None, /):
+                  num_features=None, Prepared prepared=None, exchange=None, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
     For a layer: x must have `num_features` channels. What is `prepared` was made of
-    these statistics and parameters, and is used in their place.
+    these statistics and parameters, and is used in their place. `exchange`: x is a part of
+    a batch, and this is asked for the statistics of all of it (`compute_part`).
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
@@ -196,6 +235,7 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     f.call.momentum = checked_number(momentum, "momentum")
     f.call.eps = checked_number(eps, "eps")
     take_activation(&f, activation, negative_slope)
+    f.extras.part = exchange is not None
     a.x, a.residual = x, checked_residual(residual_, x)
     a.weight = checked_vector(weight_, "weight", channels)
     a.bias = checked_vector(bias_, "bias", channels)
@@ -211,16 +251,19 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
         a.invstd = new_vector(channels, cnp.NPY_DOUBLE)
         f.call.mean, f.call.invstd = numbers_of(a.mean), numbers_of(a.invstd)
     a.understand(&f)
-    compute(&f, a)
+    if f.extras.part:
+        compute_part(&f, a, exchange)
+    else:
+        compute(&f, a)
     return a.given_out if only_y else (a.given_out, a.mean, a.invstd)
 
 
 def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, layout, activation,
-                   negative_slope, bint inverted, /):
+                   negative_slope, bint inverted, exchange=None, /):
     """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
 
     With `inverted`, x is what forward returned, and the vectors are those that take it
-    for the x of a batch norm: `functional` makes them.
+    for the x of a batch norm: `functional` makes them. `exchange`: as in `batch_forward`.
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
@@ -231,6 +274,7 @@ def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, 
              FASTBN_BACKWARD if checked_flag(training, "training") else FASTBN_BACKWARD_INFERENCE)
     f.call.channel_axis = axis
     f.extras.inverted = inverted
+    f.extras.part = exchange is not None
     take_activation(&f, activation, negative_slope)
     a.take_inputs(x, checked_array(dy, "dy"), residual)
     a.mean = checked_vector(checked_array(mean, "mean", False), "mean", channels)
@@ -239,7 +283,7 @@ def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, 
     a.bias = checked_vector(bias, "bias", channels)
     a.prepare_gradients(&f, 1, <cnp.npy_intp*>&channels, out)
     a.understand(&f)
-    return a.gradients(&f, True)
+    return a.gradients(&f, True, exchange)
 
 
 # ---- group and instance norm: each instance has statistics of its own ----------------

@@ -306,9 +306,12 @@ cdef class Arrays:
             f.call.mean = numbers_of(self.mean)
         return self.take_out(f, out)
 
-    cdef tuple gradients(self, Frame* f, bint has_bias):
+    cdef tuple gradients(self, Frame* f, bint has_bias, exchange=None):
         # (dx, those of the parameters), and that of the residual, if there is one.
-        compute(f, self)
+        if f.extras.part:
+            compute_part(f, self, exchange)
+        else:
+            compute(f, self)
         dweight = in_dtype(self.dweight, self.gradient_dtype)
         gradients = (self.given_out, dweight)
         if has_bias:

@@ -63,6 +63,7 @@ cdef void state_problem(Request* r, int instances) noexcept nogil:
     p.inverted = r.extras.inverted
     p.activation, p.negative_slope = call.activation, call.negative_slope
     p.eps, p.momentum = call.eps, call.momentum
+    p.total = 0.0
 
 
 cdef int understand(const fastbn_call* given, const Extras* extras, Request* r) noexcept nogil:

@@ -158,7 +158,7 @@ cdef void count_vectors(Request* r) noexcept nogil:
 cdef int check_count(Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
     if (call.operation == FASTBN_FORWARD or call.operation == FASTBN_BACKWARD) and (
-            not of_rows(call) and not r.empty
+            not of_rows(call) and not r.empty and not r.extras.part
             and size_of_axes(call, 0, call.ndim) == r.owners):
         return fail(r, FASTBN_ONE_VALUE, ARG_X)
     return FASTBN_OK

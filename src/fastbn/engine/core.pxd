@@ -6,7 +6,15 @@
     run(&request, workers)                  computes, in memory of its own
     commit(&request)                        writes what is kept over calls: running statistics,
                                             gradients of parameters
-    release(&request)                       always, after `run`
+    release(&request)                       always, after `run` or `run_own`
+
+Where x is a part of a batch (`extras.part`), `run` is done in two steps. What the others have
+is merged between them, by the binding; `commit` comes after the first of them in backward,
+whose gradients of parameters are those of the part, and after the second in forward.
+
+    run_own(&request, workers, &count, vectors)
+            values of a channel; (2, C) vectors: (mean, M2), or (sum dy, sum dy * xhat)
+    run_rest(&request, count, vectors)      with those of the whole batch
 
 Declarations only.
 """
@@ -17,6 +25,8 @@ from fastbn.kernels.problem cimport KernelTable
 cdef int understand(const fastbn_call* given, const Extras* extras, Request* r) noexcept nogil
 cdef Py_ssize_t work_of(const Request* r) noexcept nogil
 cdef int run(Request* r, int workers) noexcept nogil
+cdef int run_own(Request* r, int workers, double* count, double* vectors) noexcept nogil
+cdef int run_rest(Request* r, double count, const double* vectors) noexcept nogil
 cdef void commit(Request* r) noexcept nogil
 cdef void release(Request* r) noexcept nogil
 

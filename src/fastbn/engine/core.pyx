@@ -70,21 +70,57 @@ cdef void take_memory(Request* r, char* memory) noexcept nogil:
         use_workspace(r, memory + take_vectors(r, <double*>memory))
 
 
-cdef int run(Request* r, int workers) noexcept nogil:
+cdef int allocate(Request* r, int workers) noexcept nogil:
     r.memory = malloc(size_of_memory(r, workers))
     if r.memory == NULL:
         return NO_MEMORY
     take_memory(r, on_a_line(<char*>r.memory))
+    return FASTBN_OK
+
+
+cdef int run(Request* r, int workers) noexcept nogil:
+    cdef int status = allocate(r, workers)
+    if status != FASTBN_OK:
+        return status
     if r.empty and not (r.call.operation == FASTBN_INFERENCE or is_image(&r.call)):
         take_nothing(r)
         return FASTBN_OK
     return run_phases(r)
 
 
+cdef int run_own(Request* r, int workers, double* count, double* vectors) noexcept nogil:
+    cdef Phases phases
+    cdef int status = allocate(r, workers)
+    if status != FASTBN_OK:
+        return status
+    if r.empty:
+        fill(r.job.buffers.mean if not is_backward(&r.call) else NULL, r.parameters, 0.0)
+        fill(r.job.buffers.m2, r.parameters, 0.0)
+        fill(r.job.buffers.dbias, r.parameters, 0.0)
+        fill(r.job.buffers.dweight, r.parameters, 0.0)
+    else:
+        phases.count = 0
+        add_own(&phases, r, &r.job)
+        status = run_listed(&phases, r)
+    count[0] = 0.0 if r.empty else <double>values_of_a_channel(&r.job.problem.view)
+    give_own(r, vectors)
+    return status
+
+
+cdef int run_rest(Request* r, double count, const double* vectors) noexcept nogil:
+    cdef Phases phases
+    take_whole(r, count, vectors)
+    if r.empty and is_backward(&r.call):
+        return FASTBN_OK
+    phases.count = 0
+    add_rest(&phases, r, &r.job)
+    return run_listed(&phases, r)
+
+
 cdef void commit(Request* r) noexcept nogil:
     if is_image(&r.call):
         return
-    if not r.empty:
+    if has_values(r):
         finish_vectors(r)
     write_vectors(r)
 

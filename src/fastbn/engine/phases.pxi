@@ -7,6 +7,9 @@
 #     backward     coefficients | sums | merge | write; before the sums of a segment, its
 #                  dz may be written
 #
+# Where x is a part of a batch, forward and backward are cut in two: after the merge, the
+# binding asks the other parts.
+#
 # A phase is a number of tasks, which may be done in any order, on any threads; a phase
 # begins when all of the one before is done. Where tiles fit the cache (`Plan.by_tile`),
 # forward and backward are one phase, whose task is all of a tile. The bits are the same,
@@ -252,6 +255,12 @@ cdef void merge_sums(const Phase* phase, Py_ssize_t i, int worker) noexcept nogi
     phase.request.kernels.merge_gradients(job, 0, job.problem.view.channels)
 
 
+cdef void add_sums(Phases* phases, const Request* r, const Job* job) noexcept nogil:
+    add(phases, r, job, prepare_sums, 1)
+    add(phases, r, job, sum_segment_of_tile, r.job.plan.tiles * r.job.plan.segments)
+    add(phases, r, job, merge_sums, 1)
+
+
 cdef void add_backward(Phases* phases, const Request* r, const Job* job) noexcept nogil:
     if r.job.problem.view.features:
         add(phases, r, job, backward_share, r.job.plan.shares)
@@ -259,9 +268,7 @@ cdef void add_backward(Phases* phases, const Request* r, const Job* job) noexcep
     if r.job.plan.by_tile:
         add(phases, r, job, backward_tile, r.job.plan.tiles)
         return
-    add(phases, r, job, prepare_sums, 1)
-    add(phases, r, job, sum_segment_of_tile, r.job.plan.tiles * r.job.plan.segments)
-    add(phases, r, job, merge_sums, 1)
+    add_sums(phases, r, job)
     if r.job.problem.training or r.job.plan.fused:
         add_blocks(phases, r, job, share_of_blocks, r.kernels.write_gradient)
     else:       # dx is an affine function of dy alone
@@ -288,6 +295,31 @@ cdef void finish_vectors(Request* r) noexcept nogil:
         r.kernels.add_instances(&r.job, 0, r.job.problem.view.channels)
     elif r.call.operation == FASTBN_FORWARD:
         r.kernels.update_running(&r.job, 0, r.job.problem.view.channels)
+
+
+# ---- a part of a batch, of which others have the rest --------------------------------
+
+cdef void add_own(Phases* phases, const Request* r, const Job* job) noexcept nogil:
+    # What needs no other part: statistics, or sums of gradients.
+    if is_backward(&r.call):
+        add_sums(phases, r, job)
+    else:
+        add_statistics(phases, r, job)
+
+
+cdef void find_batch_coefficients(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
+    cdef const Job* job = phase.job
+    phase.request.kernels.batch_coefficients(job, 0, job.problem.view.channels)
+
+
+cdef void add_rest(Phases* phases, const Request* r, const Job* job) noexcept nogil:
+    # What is left, once the same is known of the whole batch.
+    if is_backward(&r.call):
+        add(phases, r, job, find_batch_coefficients, 1)
+        add_blocks(phases, r, job, share_of_blocks, r.kernels.write_gradient)
+    else:
+        add(phases, r, job, find_coefficients, 1)
+        add_blocks(phases, r, job, share_of_blocks, r.kernels.write_forward)
 
 
 # ---- instances -----------------------------------------------------------------------

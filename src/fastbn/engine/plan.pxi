@@ -152,8 +152,8 @@ cdef void make_plan(Request* r) noexcept nogil:
     plan.streaming = plan.bytes * count_tensors(&r.call) >= <size_t>(
         CACHE if r.workers > 1 else CACHE_OF_ONE)
     plan.by_tile = (r.job.problem.view.features and is_backward(&r.call)) or (
-        r.job.problem.group == 1 and r.job.problem.training and r.call.operation != FASTBN_INFERENCE
-        and fits_cache_by_tile(r))
+        r.job.problem.group == 1 and r.job.problem.training and not r.extras.part
+        and r.call.operation != FASTBN_INFERENCE and fits_cache_by_tile(r))
     plan.fetch_next = plan.by_tile and plan.streaming
     if r.job.problem.group > 1:
         plan_groups(r)

@@ -83,6 +83,7 @@ ctypedef struct Extras:
     int64_t* sums
     int64_t* counts
     fastbn_tensor mask          # bytes, in the shape of x; strides 0 along the channels
+    bint part                   # batch norm: of the batch, others have the rest; `run_own`
 
 ctypedef struct Request:
     # What a call comes to.

@@ -146,15 +146,23 @@ cdef int run_phase(const Phase* phase, Request* r) noexcept nogil:
     return FASTBN_OK
 
 
+cdef int run_listed(const Phases* phases, Request* r) noexcept nogil:
+    cdef int k, status
+    for k in range(phases.count):
+        status = run_phase(&phases.list[k], r)
+        if status != FASTBN_OK:
+            return status
+    return FASTBN_OK
+
+
 cdef int run_phases(Request* r) noexcept nogil:
     cdef Job own
     cdef Phases phases
     cdef Py_ssize_t round
-    cdef int k, status
+    cdef int status
     for round in range(count_rounds(r)):
         list_phases(r, round, &own, &phases)
-        for k in range(phases.count):
-            status = run_phase(&phases.list[k], r)
-            if status != FASTBN_OK:
-                return status
+        status = run_listed(&phases, r)
+        if status != FASTBN_OK:
+            return status
     return FASTBN_OK

@@ -83,8 +83,8 @@ cdef void take_forward(Request* r, Supply* supply) noexcept nogil:
     if has_running(call):
         b.running_mean = in_float64(supply, call, call.running_mean, r.groups)
         b.running_var = in_float64(supply, call, call.running_var, r.groups)
-        if call.running_var != NULL:
-            b.m2 = new_vector(supply, r.owners)
+    if r.extras.part or (has_running(call) and call.running_var != NULL):
+        b.m2 = new_vector(supply, r.owners)
 
 
 cdef void take_backward(Request* r, Supply* supply) noexcept nogil:
@@ -161,6 +161,10 @@ cdef void take_nothing(Request* r) noexcept nogil:
         fill(call.invstd, r.owners, NAN)
 
 
+cdef inline bint has_values(const Request* r) noexcept nogil:
+    return r.job.problem.total > 0.0 or not r.empty
+
+
 cdef void write_vectors(const Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
     cdef const Buffers* b = &r.job.buffers
@@ -169,9 +173,31 @@ cdef void write_vectors(const Request* r) noexcept nogil:
     elif call.operation == FASTBN_STATISTICS and b.minimum != NULL:
         write_vector(b.minimum, r.owners, call.dtype, call.minimum)
         write_vector(b.maximum, r.owners, call.dtype, call.maximum)
-    elif call.operation == FASTBN_FORWARD and has_running(call) and not r.empty:
+    elif call.operation == FASTBN_FORWARD and has_running(call) and has_values(r):
         write_vector(b.running_mean, r.groups, call.vector_dtype, call.running_mean)
         write_vector(b.running_var, r.groups, call.vector_dtype, call.running_var)
     elif is_backward(call):
         write_vector(b.dweight, r.parameters, call.vector_dtype, call.dweight)
         write_vector(b.dbias, r.parameters, call.vector_dtype, call.dbias)
+
+
+# ---- a part of a batch ---------------------------------------------------------------
+
+cdef void give_own(const Request* r, double* vectors) noexcept nogil:
+    # (mean, M2) or (sum dy, sum dy * xhat) of each channel.
+    cdef const Buffers* b = &r.job.buffers
+    cdef Py_ssize_t n = r.parameters
+    memcpy(vectors, b.dbias if is_backward(&r.call) else b.mean, n * sizeof(double))
+    memcpy(vectors + n, b.dweight if is_backward(&r.call) else b.m2, n * sizeof(double))
+
+
+cdef void take_whole(Request* r, double count, const double* vectors) noexcept nogil:
+    # The same of the whole batch, in their place.
+    cdef Buffers* b = &r.job.buffers
+    cdef Py_ssize_t i, n = r.parameters
+    r.job.problem.total = count
+    memcpy(b.dbias if is_backward(&r.call) else b.mean, vectors, n * sizeof(double))
+    memcpy(b.dweight if is_backward(&r.call) else b.m2, vectors + n, n * sizeof(double))
+    if not is_backward(&r.call):
+        for i in range(n):
+            b.var[i] = b.m2[i] / count

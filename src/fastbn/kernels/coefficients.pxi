@@ -174,7 +174,7 @@ cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t
     cdef const double* dweight = job.buffers.dweight + c0
     cdef real* slope = coefficient(job, SLOPE) + c0
     cdef real* shift = coefficient(job, SHIFT) + c0
-    cdef double inverse_count = 1.0 / <double>count_per_channel(job)
+    cdef double inverse_count = 1.0 / count_of_batch(job)
     cdef Py_ssize_t i
     for i in range(n):
         slope[i] = as_real(weight[i] * dweight[i] * inverse_count

@@ -51,6 +51,11 @@ cdef inline Py_ssize_t count_per_channel(const Job* job) noexcept nogil:
     return job.problem.view.outer * job.problem.view.middle * job.problem.view.inner
 
 
+cdef inline double count_of_batch(const Job* job) noexcept nogil:
+    # Of which x may be a part.
+    return job.problem.total if job.problem.total > 0.0 else <double>count_per_channel(job)
+
+
 cdef inline Py_ssize_t columns_per_channel(const Job* job) noexcept nogil:
     return RUN_COLUMNS if job.plan.long_runs else job.problem.view.inner
 

@@ -85,13 +85,29 @@ cdef void gradient_sums(const Job* job, Py_ssize_t t0, Py_ssize_t t1,
     fp_leave(saved)
 
 
+cdef inline void all_gradient_coefficients(const Job* job, Py_ssize_t c0,
+                                           Py_ssize_t c1) noexcept nogil:
+    cdef Py_ssize_t i, c
+    for i in range(ceil_div(c1 - c0, COLUMNS)):
+        c = c0 + i * COLUMNS
+        gradient_coefficients(job, c, minimum(COLUMNS, c1 - c))
+
+
+cdef void batch_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    # Once more, where x is a part of a batch: with the sums of all of it.
+    cdef fp_state saved = fp_enter()
+    all_gradient_coefficients(job, c0, c1)
+    wrap(job, c0, c1)
+    fp_leave(saved)
+
+
 cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     # -> dbias = sum dy, dweight = sum dy * xhat, and the coefficients of dx.
     cdef const double* s
     cdef const double* q
     cdef double* dbias = job.buffers.dbias
     cdef double* dweight = job.buffers.dweight
-    cdef Py_ssize_t i, c, segment
+    cdef Py_ssize_t c, segment
     cdef fp_state saved = fp_enter()
     memset(dbias + c0, 0, (c1 - c0) * sizeof(double))
     memset(dweight + c0, 0, (c1 - c0) * sizeof(double))
@@ -108,9 +124,7 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
     if job.problem.group > 1:
         group_coefficients(job, c0, c1)
     elif job.problem.training:
-        for i in range(ceil_div(c1 - c0, COLUMNS)):
-            c = c0 + i * COLUMNS
-            gradient_coefficients(job, c, minimum(COLUMNS, c1 - c))
+        all_gradient_coefficients(job, c0, c1)
     elif not job.plan.fused:
         for c in range(c0, c1):
             frozen_coefficients(job, c)

@@ -181,6 +181,7 @@ cdef const KernelTable* filled_table() noexcept nogil:
     kernels.write_forward = write_forward
     kernels.gradient_sums = gradient_sums
     kernels.merge_gradients = merge_gradients
+    kernels.batch_coefficients = batch_coefficients
     kernels.write_gradient = write_gradient
     kernels.write_dz = write_dz
     kernels.broadcast_groups = broadcast_groups

@@ -114,7 +114,7 @@ cdef void update_running(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept 
     cdef double* running_mean
     cdef double* running_var
     cdef double new = job.problem.momentum, old = 1.0 - job.problem.momentum
-    cdef double freedom = <double>count_per_channel(job) - 1.0
+    cdef double freedom = count_of_batch(job) - 1.0
     cdef Py_ssize_t i, k, c, n
     cdef fp_state saved = fp_enter()
     for k in range(ceil_div(c1 - c0, COLUMNS)):

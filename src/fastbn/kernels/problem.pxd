@@ -43,6 +43,7 @@ ctypedef struct Problem:
     double negative_slope       # of leaky ReLU
     double eps
     double momentum
+    double total                # values of a channel, of which x is a part; 0: x is all
 
 ctypedef struct Plan:
     # How the view is cut: by itself and the size of an element alone, since the order
@@ -149,6 +150,7 @@ ctypedef struct KernelTable:
     TileKernel write_forward        # out = (x - mean) * invstd * weight + bias
     TileKernel gradient_sums        # sum dy and sum dy * (x - mean) of each channel and segment
     ChannelKernel merge_gradients   # -> dbias, dweight, coefficients
+    ChannelKernel batch_coefficients        # dbias, dweight of all -> coefficients
     TileKernel write_gradient       # out = dx; with features, their sums of gradients, too
     TileKernel write_dz             # dy = dz, from dy_of_y
     ChannelKernel add_instances     # dweight, dbias of the first instance become those of all

@@ -9,5 +9,14 @@ from fastbn.layers.batch import BatchNorm
 from fastbn.layers.group import GroupNorm, InstanceNorm
 from fastbn.layers.inplace import InPlaceBatchNorm
 from fastbn.layers.layer import LayerNorm, RMSNorm
+from fastbn.layers.sync import SyncBatchNorm
 
-__all__ = ["BatchNorm", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "InPlaceBatchNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "SyncBatchNorm",
+]

@@ -2,6 +2,7 @@
 """Normalisation for PyTorch on the CPU: functions with autograd, modules, conversion.
 
     modules.py, convert.py      PyTorch's modules, and these in their place
+    sync.py                     batch norm over several processes
     functional.py               names, defaults; which way a call goes:
         _direct.pyx                 eager: fastbn.h on the tensors' memory, an autograd.Function
         _traced.py                  compiled, exported, traced: operators of torch.library
@@ -35,6 +36,7 @@ from fastbn.torch.modules import (
     LayerNorm,
     RMSNorm,
 )
+from fastbn.torch.sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -46,6 +48,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "SyncBatchNorm",
     "batch_norm",
     "convert",
     "group_norm",

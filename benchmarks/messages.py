@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Messages and bytes of a step of synchronised batch norm, counted on the loopback interface.
+
+    python -m benchmarks.messages               # the table of docs/distributed.md
+
+Starts 1, 2 and 4 processes of gloo, and of MPI where mpiexec is there (with
+MPIR_CVAR_NOLOCAL=1, so that MPICH, too, goes by the network instead of shared memory). Linux.
+A step is one forward and one backward. Counted are what each rank gives to its collectives,
+and what the interface has sent, with all headers of TCP and of the library.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from fastbn import sync
+from fastbn.sync import _groups
+
+CHANNELS, STEPS = 64, 200
+INTERFACE = Path("/sys/class/net/lo/statistics")
+
+
+class Counted:
+    """A group that counts what it gives to its library's collectives."""
+
+    def __init__(self, group):
+        self.group, self.collectives, self.bytes = group, 0, 0
+        self.rank, self.size = group.rank, group.size
+
+    def allgather(self, array):
+        self.collectives += 2  # lengths, then arrays
+        self.bytes += 8 + array.nbytes
+        return self.group.allgather(array)
+
+
+def sent():
+    """Packets and bytes that the interface has sent."""
+    return [int((INTERFACE / name).read_text()) for name in ("tx_packets", "tx_bytes")]
+
+
+def measure(group, barrier):
+    """Print a line of the table, on rank 0."""
+    counted = Counted(group)
+    x = np.random.default_rng(group.rank).standard_normal((8, CHANNELS, 4), np.float32)
+
+    def step():
+        _, mean, invstd = sync.batch_norm_forward(x, group=counted)
+        sync.batch_norm_backward(x, x, mean, invstd, group=counted)
+
+    step()
+    counted.collectives = counted.bytes = 0
+    barrier()
+    before = sent()
+    barrier()
+    for _ in range(STEPS):
+        step()
+    barrier()
+    packets, size = (b - a for a, b in zip(before, sent(), strict=True))
+    barrier()
+    if group.rank == 0:
+        print(
+            f"| {sys.argv[1]} | {group.size} | {counted.collectives / STEPS:g} | "
+            f"{counted.bytes / STEPS:g} | {packets / STEPS:.0f} | {size / STEPS:.0f} |",
+            flush=True,
+        )
+
+
+def rank_of_mpi():
+    """One process of MPI."""
+    from mpi4py import MPI
+
+    measure(_groups.as_group(MPI.COMM_WORLD), MPI.COMM_WORLD.Barrier)
+
+
+def rank_of_gloo(rank, size, file):
+    """One process of gloo."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", f"file://{file}", rank=int(rank), world_size=int(size))
+    measure(_groups.as_group(dist.group.WORLD), dist.barrier)
+    dist.destroy_process_group()
+
+
+def start(*command):
+    """Start a process with one thread."""
+    threads = {"FASTBN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MPIR_CVAR_NOLOCAL": "1"}
+    return subprocess.Popen([*map(str, command)], env=os.environ | threads)
+
+
+def main():
+    """Print the table."""
+    print(f"{CHANNELS} channels, {STEPS} steps\n")
+    print("| engine | ranks | collectives of a rank | bytes it gives | packets of all | bytes |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    program = [sys.executable, "-m", "benchmarks.messages"]
+    mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+    for size in (1, 2, 4):
+        if mpiexec:
+            start(mpiexec, "-n", size, *program, "mpi").wait()
+        with tempfile.TemporaryDirectory() as folder:
+            ranks = [
+                start(*program, "gloo", rank, size, Path(folder) / "store") for rank in range(size)
+            ]
+            for process in ranks:
+                process.wait()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    elif sys.argv[1] == "mpi":
+        rank_of_mpi()
+    else:
+        rank_of_gloo(*sys.argv[2:])
