@@ -32,11 +32,25 @@ from fastbn.functional import (
     rms_norm_forward,
     scale_shift,
 )
-from fastbn.layers import BatchNorm, GroupNorm, InPlaceBatchNorm, InstanceNorm, LayerNorm, RMSNorm
+from fastbn.layers import (
+    BatchNorm,
+    BatchRenorm,
+    GroupNorm,
+    InPlaceBatchNorm,
+    InstanceNorm,
+    LayerNorm,
+    RMSNorm,
+    freeze,
+    unfreeze,
+    update_statistics,
+)
 from fastbn.stats import BatchStats
+
+from fastbn import dialects as dialects  # isort: skip  It needs the layers.
 
 __all__ = [
     "BatchNorm",
+    "BatchRenorm",
     "BatchStats",
     "GroupNorm",
     "InPlaceBatchNorm",
@@ -51,6 +65,7 @@ __all__ = [
     "batch_stats",
     "fold_batch_norm",
     "fold_batch_norm_into_next",
+    "freeze",
     "get_include",
     "get_num_threads",
     "group_norm",
@@ -69,4 +84,6 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "threads",
+    "unfreeze",
+    "update_statistics",
 ]

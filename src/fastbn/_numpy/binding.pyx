@@ -18,7 +18,7 @@ with elements, nor repeat a rule of the engine.
 cimport cython
 cimport numpy as cnp
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 
 import numbers
 import operator
@@ -123,6 +123,8 @@ cdef int compute(Frame* f, Arrays a) except -1:
     cdef Request* r = &f.request
     cdef Py_ssize_t work = core.work_of(r)
     cdef int threads = threads_for(work), status
+    if a.mode == CHECKED:
+        return 0
     try:
         with nogil:
             status = core.run(r, threads)
@@ -135,8 +137,11 @@ cdef int compute(Frame* f, Arrays a) except -1:
         a.copy_back()
         if f.call.operation == FASTBN_FORWARD:
             PyErr_CheckSignals()        # the last moment at which nothing is lost
-            core.commit(r)
-            a.return_running()
+            if a.mode == HELD:
+                a.take_batch(r)
+            else:
+                core.commit(r)
+                a.return_running()
         else:
             core.commit(r)
     finally:
@@ -145,6 +150,10 @@ cdef int compute(Frame* f, Arrays a) except -1:
 
 
 # ---- batch norm ----------------------------------------------------------------------
+
+cdef inline Py_ssize_t count_of(cnp.ndarray x, Py_ssize_t channels) noexcept:
+    return cnp.PyArray_SIZE(x) // channels if channels else 0
+
 
 def batch_statistics(x_, layout, /):
     """Return (values per channel, mean, M2) of each channel, the last two float64."""
@@ -161,23 +170,28 @@ def batch_statistics(x_, layout, /):
     a.x = x
     a.understand(&f)
     compute(&f, a)
-    return cnp.PyArray_SIZE(x) // channels if channels else 0, mean, m2
+    return count_of(x, channels), mean, m2
 
 
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,
                   momentum, eps, layout, activation, negative_slope, bint only_y,
-                  num_features=None, Prepared prepared=None, /):
+                  num_features=None, Prepared prepared=None, int mode=MOVED, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
     For a layer: x must have `num_features` channels. What is `prepared` was made of
     these statistics and parameters, and is used in their place.
+
+    In training, `mode` is one of those of `fastbn._numpy`. Where running statistics are held
+    or unmoved, the result is (y, mean, invstd, values per channel, M2 or None).
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = checked_channels(x, axis, num_features)
     cdef bint training = checked_flag(training_, "training")
+    cdef bint moves = training and mode != UNMOVED
     cdef Arrays a = Arrays.__new__(Arrays)
     cdef Frame f
+    a.mode = mode
     new_call(&f, x, FASTBN_BATCH_NORM, FASTBN_FORWARD if training else FASTBN_INFERENCE)
     f.call.channel_axis = axis
     f.call.momentum = checked_number(momentum, "momentum")
@@ -186,8 +200,10 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     a.x, a.residual = x, checked_residual(residual_, x)
     a.weight = checked_vector(weight_, "weight", channels)
     a.bias = checked_vector(bias_, "bias", channels)
-    a.running_mean = checked_running(running_mean_, "running_mean", channels, training)
-    a.running_var = checked_running(running_var_, "running_var", channels, training)
+    a.running_mean = checked_running(running_mean_, "running_mean", channels, moves)
+    a.running_var = checked_running(running_var_, "running_var", channels, moves)
+    if training and not moves:
+        a.running_mean = a.running_var = None
     if prepared is not None:
         f.extras.coefficients = prepared.coefficients
     if prepared is None or out_ is not None:
@@ -199,21 +215,25 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
         f.call.mean, f.call.invstd = numbers_of(a.mean), numbers_of(a.invstd)
     a.understand(&f)
     compute(&f, a)
+    if training and (mode == HELD or mode == UNMOVED):
+        return a.given_out, a.mean, a.invstd, count_of(x, channels), a.m2
     return a.given_out if only_y else (a.given_out, a.mean, a.invstd)
 
 
 def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, layout, activation,
-                   negative_slope, bint inverted, /):
+                   negative_slope, bint inverted, dresidual=None, int mode=MOVED, /):
     """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
 
     With `inverted`, x is what forward returned, and the vectors are those that take it
-    for the x of a batch norm: `functional` makes them.
+    for the x of a batch norm: `functional` makes them. `dresidual` is where its gradient
+    is written. In `mode` CHECKED nothing is.
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = x.shape[axis]
     cdef Arrays a = Arrays.__new__(Arrays)
     cdef Frame f
+    a.mode, a.dresidual = mode, dresidual
     new_call(&f, x, FASTBN_BATCH_NORM,
              FASTBN_BACKWARD if checked_flag(training, "training") else FASTBN_BACKWARD_INFERENCE)
     f.call.channel_axis = axis

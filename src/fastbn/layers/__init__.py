@@ -9,5 +9,18 @@ from fastbn.layers.batch import BatchNorm
 from fastbn.layers.group import GroupNorm, InstanceNorm
 from fastbn.layers.inplace import InPlaceBatchNorm
 from fastbn.layers.layer import LayerNorm, RMSNorm
+from fastbn.layers.network import freeze, unfreeze, update_statistics
+from fastbn.layers.renorm import BatchRenorm
 
-__all__ = ["BatchNorm", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+__all__ = [
+    "BatchNorm",
+    "BatchRenorm",
+    "GroupNorm",
+    "InPlaceBatchNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "freeze",
+    "unfreeze",
+    "update_statistics",
+]
