@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class PopulationLayer(TrackingLayer):
     """
 
     #: What `update_statistics` sets while batches are seen.
-    _while_estimated: Mapping[str, object] = {}
+    _while_estimated: ClassVar[Mapping[str, object]] = {}
 
     track: str = "average"
     unbiased: bool = True

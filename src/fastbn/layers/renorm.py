@@ -4,8 +4,8 @@ float64. May not do arithmetic on tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -101,7 +101,7 @@ class BatchRenorm(BatchNorm):
     """
 
     _defaults = (*TrackingLayer._defaults, ("r_max", 3.0), ("d_max", 5.0))
-    _while_estimated = {"r_max": 1.0, "d_max": 0.0}  # noqa: RUF012  never written
+    _while_estimated: ClassVar[Mapping[str, object]] = {"r_max": 1.0, "d_max": 0.0}
 
     def __init__(
         self,
