@@ -22,6 +22,7 @@ Beside these, each of them a command of its own:
     accuracy.py         errors of the variance
     fusion.py           the cost of activations and residuals
     images.py           integers and layouts, beside OpenCV and torchvision
+    options.py          the cost of ghost batches, guards and other options of statistics
     memory.py           what in-place training saves
     torch_overhead.py   the time of small calls of fastbn.torch
     test_calls.py       cases for pytest-benchmark

@@ -14,10 +14,11 @@ import fastbn
 
 ROOT = Path(__file__).parent.parent
 # Each file whose docstrings have examples: doctest looks at what a module itself defines.
-MODULES = ["_dispatch", "_embed", "_threads", "accumulator", "functional.batch", "functional.fold",
-           "functional.group", "functional.images", "functional.inplace", "functional.layer",
-           "layers.base", "layers.batch", "layers.group", "layers.inplace", "layers.layer",
-           "layers.sync", "stats", "sync.functional"]  # fmt: skip
+MODULES = ["_dispatch", "_embed", "_threads", "accumulator", "dialects", "functional.batch",
+           "functional.fold", "functional.group", "functional.images", "functional.inplace",
+           "functional.layer", "layers.base", "layers.batch", "layers.group", "layers.inplace",
+           "layers.layer", "layers.network", "layers.population", "layers.renorm", "layers.sync",
+           "stats", "sync.functional"]  # fmt: skip
 PUBLIC = [getattr(fastbn, name) for name in fastbn.__all__ if name != "__version__"]
 
 

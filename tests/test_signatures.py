@@ -24,8 +24,8 @@ FUNCTIONS = {
 FAMILY = {name: f for name, f in FUNCTIONS.items() if re.match(f"({'|'.join(NORMS)})_norm", name)}
 LAYERS = {
     f.__name__: f
-    for f in (fastbn.BatchNorm, fastbn.GroupNorm, fastbn.InPlaceBatchNorm, fastbn.InstanceNorm,
-              fastbn.LayerNorm, fastbn.RMSNorm)
+    for f in (fastbn.BatchNorm, fastbn.BatchRenorm, fastbn.GroupNorm, fastbn.InPlaceBatchNorm,
+              fastbn.InstanceNorm, fastbn.LayerNorm, fastbn.RMSNorm)
 }  # fmt: skip
 each_function = pytest.mark.parametrize("name", FAMILY)
 each_layer = pytest.mark.parametrize("name", LAYERS)
@@ -107,7 +107,7 @@ def test_both_ways_of_folding_take_the_same():
 @each_layer
 def test_arguments_of_layers_are_those_of_batch_norm(name):
     given = parameters(LAYERS[name])
-    assert is_in_order(by_keyword(LAYERS[name]), by_keyword(fastbn.BatchNorm))
+    assert is_in_order(by_keyword(LAYERS[name]), ["r_max", "d_max", *by_keyword(fastbn.BatchNorm)])
     assert by_keyword(LAYERS[name])[-3:] == ["activation", "negative_slope", "dtype"]
     own = {
         "InPlaceBatchNorm": {"activation"},
@@ -121,7 +121,7 @@ def test_arguments_of_layers_are_those_of_batch_norm(name):
 
 @each_layer
 def test_layers_have_the_defaults_of_their_functions(name):
-    norm = name.removeprefix("InPlace").removesuffix("Norm").lower()
+    norm = name.removeprefix("InPlace").removesuffix("Norm").removesuffix("Renorm").lower()
     given, expected = parameters(LAYERS[name]), parameters(FAMILY[f"{norm}_norm"])
     for argument in given.keys() & expected.keys() - {"bias"}:
         if (name, argument) != ("InPlaceBatchNorm", "activation"):
@@ -159,6 +159,8 @@ def test_layers_may_be_made_without_eps(name):
 def test_calls_of_layers(name):
     call = LAYERS[name].__call__
     expected = ["self", "x"] if name == "InPlaceBatchNorm" else ["self", "x", "out", "residual"]
+    if name in ("BatchNorm", "BatchRenorm"):
+        expected += ["update_running"]
     assert list(parameters(call)) == expected
     for section in ("Parameters", "Returns", "Raises", "Examples"):
         assert f"{section}\n{'-' * len(section)}\n" in inspect.getdoc(call)

@@ -37,17 +37,24 @@ from fastbn.functional import (
 )
 from fastbn.layers import (
     BatchNorm,
+    BatchRenorm,
     GroupNorm,
     InPlaceBatchNorm,
     InstanceNorm,
     LayerNorm,
     RMSNorm,
     SyncBatchNorm,
+    freeze,
+    unfreeze,
+    update_statistics,
 )
 from fastbn.stats import BatchStats
 
+from fastbn import dialects as dialects  # isort: skip  It needs the layers.
+
 __all__ = [
     "BatchNorm",
+    "BatchRenorm",
     "BatchStats",
     "GroupNorm",
     "InPlaceBatchNorm",
@@ -65,6 +72,7 @@ __all__ = [
     "denormalize",
     "fold_batch_norm",
     "fold_batch_norm_into_next",
+    "freeze",
     "get_include",
     "get_num_threads",
     "group_norm",
@@ -84,4 +92,6 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "threads",
+    "unfreeze",
+    "update_statistics",
 ]

@@ -30,7 +30,7 @@ num_groups : int
     "running": """\
 running_mean, running_var : ndarray of shape (C,), float32 or float64, ...
     Running statistics. Updated in place where the statistics are those of `x`; needed
-    otherwise. The variance kept here is unbiased (divided by n - 1).""",
+    otherwise. The variance kept here is unbiased (divided by n - 1), if not said otherwise.""",
     "affine": """\
 weight, bias : ndarray of shape ..., optional
     The affine part; 1 and 0 if not given. Of any dtype that `x` may have, whichever
@@ -69,6 +69,23 @@ activation : {{{_NAMES}}}, optional
     "negative_slope": """\
 negative_slope : float, default 0.01
     Of the leaky ReLU, below 0.""",
+    "ghost": """\
+ghost_batch_size : int, optional
+    In training each slice of so many instances, along axis 0 or the `N` of the layout, is
+    normalised with statistics of its own; the last may be shorter. Running statistics follow
+    the slices in order.""",
+    "update_running": """\
+update_running : bool, default True
+    Move the running statistics in training; otherwise they stay as they are.""",
+    "unbiased": """\
+unbiased : bool, default True
+    Whether the running variance is that divided by n - 1, as in PyTorch, or by n, as in
+    Keras, Flax and ONNX. `y` always has the latter.""",
+    "on_nonfinite": """\
+on_nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+    What running statistics do about channels of a batch whose mean or variance is not finite
+    in their dtype: follow; stay as they were; or stay, all of them, and a FloatingPointError
+    names the channels. `y` has been written then.""",
     "residual": """\
 residual : ndarray of the shape and dtype of `x`, optional
     Added before the activation. Its memory order may differ from that of `x`, at the

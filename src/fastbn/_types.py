@@ -26,6 +26,8 @@ Activation: TypeAlias = (
 ACTIVATIONS: dict[str | None, int] = {
     None: 0, "relu": 1, "relu6": 4, "leaky_relu": 2, "silu": 3, "hardswish": 5, "hardsigmoid": 6,
 }  # fmt: skip
+#: What running statistics do about a batch whose own are not finite.
+OnNonfinite: TypeAlias = Literal["propagate"] | Literal["skip"] | Literal["raise"]
 #: Of x, of the parameters, and, if there is one, of the residual.
 Gradients: TypeAlias = tuple[np.ndarray[Any, np.dtype[Floating]], *tuple[Vector, ...]]
 #: What is known of a part of a batch -> the same of all of it: values of a channel, vectors (2, C).

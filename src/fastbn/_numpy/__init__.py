@@ -10,3 +10,6 @@ ONLY_Y, WITH_STATISTICS = True, False
 CENTRED, UNCENTRED = True, False
 #: What backward is given as x.
 INPUT, OUTPUT = False, True
+#: What becomes of running statistics in training: they follow the batch; the caller moves
+#: them; they stay. CHECKED: nothing is done but to check; outputs are not written.
+MOVED, HELD, UNMOVED, CHECKED = range(4)

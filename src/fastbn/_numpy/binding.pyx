@@ -20,7 +20,7 @@ cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 
 import numbers
 import operator
@@ -136,13 +136,18 @@ cdef int run_request(Frame* f) except -1:
 
 cdef int compute(Frame* f, Arrays a) except -1:
     cdef Request* r = &f.request
+    if a.mode == CHECKED:
+        return 0
     try:
         run_request(f)
         a.copy_back()
         if f.call.operation == FASTBN_FORWARD:
             PyErr_CheckSignals()        # the last moment at which nothing is lost
-            core.commit(r)
-            a.return_running()
+            if a.mode == HELD:
+                a.take_batch(r)
+            else:
+                core.commit(r)
+                a.return_running()
         else:
             core.commit(r)
     finally:
@@ -193,6 +198,10 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
 
 # ---- batch norm ----------------------------------------------------------------------
 
+cdef inline Py_ssize_t count_of(cnp.ndarray x, Py_ssize_t channels) noexcept:
+    return cnp.PyArray_SIZE(x) // channels if channels else 0
+
+
 def batch_statistics(x_, layout, /):
     """Return (values per channel, mean, M2, min, max) of each channel; of the dtype of x the last.
     """
@@ -212,24 +221,29 @@ def batch_statistics(x_, layout, /):
     a.x = x
     a.understand(&f)
     compute(&f, a)
-    return cnp.PyArray_SIZE(x) // channels if channels else 0, mean, m2, low, high
+    return count_of(x, channels), mean, m2, low, high
 
 
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,
                   momentum, eps, layout, activation, negative_slope, bint only_y,
-                  num_features=None, Prepared prepared=None, exchange=None, /):
+                  num_features=None, Prepared prepared=None, int mode=MOVED, exchange=None, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
     For a layer: x must have `num_features` channels. What is `prepared` was made of
     these statistics and parameters, and is used in their place. `exchange`: x is a part of
     a batch, and this is asked for the statistics of all of it (`compute_part`).
+
+    In training, `mode` is one of those of `fastbn._numpy`. Where running statistics are held
+    or unmoved, the result is (y, mean, invstd, values per channel, M2 or None).
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = checked_channels(x, axis, num_features)
     cdef bint training = checked_flag(training_, "training")
+    cdef bint moves = training and mode != UNMOVED
     cdef Arrays a = Arrays.__new__(Arrays)
     cdef Frame f
+    a.mode = mode
     new_call(&f, x, FASTBN_BATCH_NORM, FASTBN_FORWARD if training else FASTBN_INFERENCE)
     f.call.channel_axis = axis
     f.call.momentum = checked_number(momentum, "momentum")
@@ -239,8 +253,10 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     a.x, a.residual = x, checked_residual(residual_, x)
     a.weight = checked_vector(weight_, "weight", channels)
     a.bias = checked_vector(bias_, "bias", channels)
-    a.running_mean = checked_running(running_mean_, "running_mean", channels, training)
-    a.running_var = checked_running(running_var_, "running_var", channels, training)
+    a.running_mean = checked_running(running_mean_, "running_mean", channels, moves)
+    a.running_var = checked_running(running_var_, "running_var", channels, moves)
+    if training and not moves:
+        a.running_mean = a.running_var = None
     if prepared is not None:
         f.extras.coefficients = prepared.coefficients
     if prepared is None or out_ is not None:
@@ -255,21 +271,25 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
         compute_part(&f, a, exchange)
     else:
         compute(&f, a)
+    if training and (mode == HELD or mode == UNMOVED):
+        return a.given_out, a.mean, a.invstd, count_of(x, channels), a.m2
     return a.given_out if only_y else (a.given_out, a.mean, a.invstd)
 
 
 def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, layout, activation,
-                   negative_slope, bint inverted, exchange=None, /):
+                   negative_slope, bint inverted, dresidual=None, int mode=MOVED, exchange=None, /):
     """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
 
     With `inverted`, x is what forward returned, and the vectors are those that take it
-    for the x of a batch norm: `functional` makes them. `exchange`: as in `batch_forward`.
+    for the x of a batch norm: `functional` makes them. `dresidual` is where its gradient
+    is written. In `mode` CHECKED nothing is. `exchange`: as in `batch_forward`.
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Py_ssize_t channels = x.shape[axis]
     cdef Arrays a = Arrays.__new__(Arrays)
     cdef Frame f
+    a.mode, a.dresidual = mode, dresidual
     new_call(&f, x, FASTBN_BATCH_NORM,
              FASTBN_BACKWARD if checked_flag(training, "training") else FASTBN_BACKWARD_INFERENCE)
     f.call.channel_axis = axis

@@ -200,6 +200,11 @@ cdef int instance_axis(layout) except -1:
     return layout.index("N")
 
 
+def axis_of_instances(layout):
+    """Return the axis of the instances in a layout that was checked, or raise."""
+    return instance_axis(layout)
+
+
 def check_eps(eps):
     """Return `eps` as a float, or raise. 0 is left for the call to refuse."""
     cdef double number = checked_number(eps, "eps")
@@ -218,6 +223,11 @@ cdef double checked_finite(value, str name) except? -1.0:
 def check_momentum(momentum):
     """Return `momentum` as a float, or raise."""
     return checked_finite(momentum, "momentum")
+
+
+def check_number(value, name):
+    """Return `value`, a real number, as a float, or raise."""
+    return checked_number(value, name)
 
 
 def check_activation(activation):

@@ -7,6 +7,9 @@ cdef enum:
     TENSORS = ARG_DRESIDUAL - ARG_X + 1
     PIECE = 128 << 20       # bytes that are copied before signals are looked at
 
+cdef enum:      # what becomes of running statistics; the numbers of __init__.py
+    MOVED, HELD, UNMOVED, CHECKED
+
 cdef struct Frame:
     # A call, and what its pointers point to.
     fastbn_call call
@@ -116,6 +119,8 @@ cdef class Arrays:
     cdef cnp.ndarray given_dresidual
     cdef cnp.ndarray given_running_mean
     cdef cnp.ndarray given_running_var
+    cdef cnp.ndarray m2         # of the batch, where running statistics are held
+    cdef int mode
     cdef int gradient_dtype
     cdef int copied             # bit i: argument ARG_X + i
 
@@ -161,7 +166,9 @@ cdef class Arrays:
             self.out = new_like(self.x)
         self.given_out = self.out
         if self.dy is not None and self.residual is not None:
-            self.given_dresidual = self.dresidual = new_like(self.x)
+            if self.dresidual is None:
+                self.dresidual = new_like(self.x)
+            self.given_dresidual = self.dresidual
         return 0
 
     cdef void note_memory(self, Frame* f) noexcept:
@@ -275,6 +282,13 @@ cdef class Arrays:
         if self.running_var is not None:
             self.running_var = as_vector(self.running_var, dtype)
             f.call.running_var = cnp.PyArray_DATA(self.running_var)
+        return 0
+
+    cdef int take_batch(self, const Request* r) except -1:
+        # Before `release`: the memory is the request's.
+        if r.call.running_var != NULL and not r.empty:
+            self.m2 = new_vector(r.owners, cnp.NPY_DOUBLE)
+            memcpy(cnp.PyArray_DATA(self.m2), r.job.buffers.m2, r.owners * sizeof(double))
         return 0
 
     cdef int return_running(self) except -1:

@@ -3,17 +3,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from fastbn._docs import filled
-from fastbn._numpy import INPUT, ONLY_Y, WITH_STATISTICS, binding
+from fastbn._numpy import CHECKED, HELD, INPUT, MOVED, ONLY_Y, UNMOVED, WITH_STATISTICS, binding
+from fastbn.functional import ghost, running
 from fastbn.functional.selection import statistics
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-    from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
+    from fastbn._types import (
+        Activation,
+        Float64,
+        Floating,
+        Gradients,
+        Kept,
+        OnNonfinite,
+        Vector,
+    )
     from fastbn.stats import BatchStats
 
 
@@ -29,6 +38,10 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    ghost_batch_size: SupportsIndex | None = None,
+    update_running: bool = True,
+    unbiased: bool = True,
+    on_nonfinite: OnNonfinite = "propagate",
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -51,6 +64,10 @@ def batch_norm(
     {momentum}
     {eps}
     {layout}
+    {ghost}
+    {update_running}
+    {unbiased}
+    {on_nonfinite}
     {activation}
     {negative_slope}
     {residual}
@@ -66,6 +83,8 @@ def batch_norm(
         For a wrong shape, rank, layout, `eps` or `momentum`; for read-only or
         overlapping memory that would be written; in training, for a batch with
         one value per channel.
+    FloatingPointError
+        See `on_nonfinite`.
     TypeError
         For anything that is not an array of such a dtype, and for running
         arrays that are missing when `training` is False.
@@ -94,10 +113,17 @@ def batch_norm(
     >>> mean, var
     (array([0.2, 2. ], dtype=float32), array([ 1.1, 20.9], dtype=float32))
     """
-    return binding.batch_forward(
+    if (ghost_batch_size is None and update_running is True and unbiased is True
+            and on_nonfinite == "propagate"):  # fmt: skip
+        return binding.batch_forward(
+            x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
+            layout, activation, negative_slope, ONLY_Y
+        )  # fmt: skip
+    return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-        layout, activation, negative_slope, ONLY_Y
-    )  # fmt: skip
+        layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
+        on_nonfinite
+    )[0]  # fmt: skip
 
 
 @filled
@@ -112,6 +138,10 @@ def batch_norm_forward(
     momentum: float = 0.1,
     eps: float = 1e-5,
     layout: str | None = None,
+    ghost_batch_size: SupportsIndex | None = None,
+    update_running: bool = True,
+    unbiased: bool = True,
+    on_nonfinite: OnNonfinite = "propagate",
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -129,6 +159,10 @@ def batch_norm_forward(
     {momentum}
     {eps}
     {layout}
+    {ghost}
+    {update_running}
+    {unbiased}
+    {on_nonfinite}
     {activation}
     {negative_slope}
     {residual}
@@ -138,12 +172,13 @@ def batch_norm_forward(
     -------
     {y}
     {mean_and_invstd: of shape (C,)}
+        With ghost batches they are those of the slices, of shape (slices, C).
         With ``training=False`` these two are of the running statistics, as the
         backward of a frozen layer needs them.
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, FloatingPointError
         As `batch_norm`.
 
     Notes
@@ -166,10 +201,72 @@ def batch_norm_forward(
     >>> invstd.round(4)
     array([1. , 0.1])
     """
-    return binding.batch_forward(
+    if (ghost_batch_size is None and update_running is True and unbiased is True
+            and on_nonfinite == "propagate"):  # fmt: skip
+        return binding.batch_forward(
+            x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
+            layout, activation, negative_slope, WITH_STATISTICS
+        )  # fmt: skip
+    return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-        layout, activation, negative_slope, WITH_STATISTICS
+        layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
+        on_nonfinite
     )  # fmt: skip
+
+
+def _forward_otherwise(
+    x: NDArray[Floating],
+    weight: Vector | None,
+    bias: Vector | None,
+    running_mean: Kept | None,
+    running_var: Kept | None,
+    residual: NDArray[Floating] | None,
+    out: NDArray[Floating] | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    layout: str | None,
+    activation: Activation | None,
+    negative_slope: float,
+    ghost_batch_size: SupportsIndex | None,
+    update_running: bool,
+    unbiased: bool,
+    on_nonfinite: OnNonfinite,
+) -> tuple[NDArray[Floating], Float64, Float64]:
+    # By slices, or where running statistics do not follow the batch as the engine has it.
+    size = ghost.check_size(ghost_batch_size)
+    moves = binding.check_flag(update_running, "update_running")
+    unbiased = binding.check_flag(unbiased, "unbiased")
+    running.check_on_nonfinite(on_nonfinite)
+    options = (momentum, eps, layout, activation, negative_slope)
+    if not binding.check_flag(training, "training"):
+        return binding.batch_forward(
+            x, weight, bias, running_mean, running_var, residual, out, False, *options,
+            WITH_STATISTICS
+        )  # fmt: skip
+    plain = moves and unbiased and on_nonfinite == "propagate"
+    mode = MOVED if plain else HELD if moves else UNMOVED
+    kept = (running_mean, running_var) if moves else (None, None)
+
+    def normalise(x: NDArray, residual: NDArray | None, out: NDArray | None) -> Any:
+        result = binding.batch_forward(
+            x, weight, bias, running_mean, running_var, residual, out, True, *options,
+            WITH_STATISTICS, None, None, mode
+        )  # fmt: skip
+        if not plain:
+            y, mean, invstd, count, m2 = result
+            batch = running.Batch(mean, invstd, count, m2)
+            running.follow(batch, *kept, float(momentum), unbiased, on_nonfinite)
+            return y, mean, invstd
+        return result
+
+    if size is None:
+        return normalise(x, residual, out)
+    y = binding.batch_forward(
+        x, weight, bias, *kept, residual, out, True, *options, ONLY_Y, None, None, CHECKED
+    )
+    with ghost.unmoved_on_error(*kept):
+        return ghost.forward(x, residual, y, layout, size, normalise)
 
 
 @filled
@@ -183,6 +280,7 @@ def batch_norm_backward(
     bias: Vector | None = None,
     training: bool = True,
     layout: str | None = None,
+    ghost_batch_size: SupportsIndex | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -203,10 +301,13 @@ def batch_norm_backward(
     {dy}
     {forward_x}
     {forward_statistics: of shape (C,)}
+        Those of ghost batches have shape (slices, C).
     {forward_affine: (C,)}
     training : bool, default True
         Whether the forward pass used the statistics of the batch.
     {forward_layout}
+    ghost_batch_size : int, optional
+        As in the forward pass.
     {forward_fusion}
     {dx_out}
 
@@ -237,6 +338,12 @@ def batch_norm_backward(
     >>> dbias
     array([1.])
     """
+    size = ghost.check_size(ghost_batch_size)
+    if size is not None and binding.check_flag(training, "training"):
+        return ghost.backward(
+            dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope,
+            size
+        )  # fmt: skip
     return binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
         negative_slope, INPUT

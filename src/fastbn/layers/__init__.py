@@ -9,14 +9,20 @@ from fastbn.layers.batch import BatchNorm
 from fastbn.layers.group import GroupNorm, InstanceNorm
 from fastbn.layers.inplace import InPlaceBatchNorm
 from fastbn.layers.layer import LayerNorm, RMSNorm
+from fastbn.layers.network import freeze, unfreeze, update_statistics
+from fastbn.layers.renorm import BatchRenorm
 from fastbn.layers.sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm",
+    "BatchRenorm",
     "GroupNorm",
     "InPlaceBatchNorm",
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
     "SyncBatchNorm",
+    "freeze",
+    "unfreeze",
+    "update_statistics",
 ]

@@ -146,9 +146,13 @@ class Layer:
         if not training:
             self._saved, self._overwritten = None, False
             return result
-        self._overwritten = out is not None and binding.overwritten(out, x, residual)
-        self._saved = None if self._overwritten else (x, residual, result[1:])
+        self._keep(x, residual, out, result[1:])
         return result[0]
+
+    def _keep(self, x: Any, residual: Any, out: Any, statistics: tuple) -> None:
+        # For backward, unless `out` has taken the place of an input.
+        self._overwritten = out is not None and binding.overwritten(out, x, residual)
+        self._saved = None if self._overwritten else (x, residual, statistics)
 
     def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:
         """Return `dx` of the last call in training; set the gradients of the parameters.
@@ -195,10 +199,15 @@ class Layer:
         dx, *gradients = self._gradients(dy, x, statistics, residual, out)
         if binding.overwritten(out, x, residual):
             self._saved, self._overwritten = None, True
-        # The functions return a gradient also for a parameter that the layer does not have.
-        for name, gradient in zip(self._parameters, gradients, strict=False):
-            setattr(self, f"{name}_grad", gradient)
+        self._set_gradients(gradients)
         return dx if residual is None else (dx, gradients[-1])
+
+    def _set_gradients(self, gradients: list) -> None:
+        # The functions return one also for a parameter that the layer does not have; that of
+        # a residual is the last.
+        for name, gradient in zip(("weight", "bias"), gradients, strict=False):
+            if name in self._parameters:
+                setattr(self, f"{name}_grad", gradient)
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode (or, with ``mode=False``, to evaluation); return self.
@@ -321,7 +330,12 @@ class Layer:
                 setattr(self, name, value)
             else:
                 getattr(self, name)[...] = value
+        self._begin_anew()
         return missing, unexpected
+
+    def _begin_anew(self) -> None:
+        # Forget what came before the running statistics that are there now.
+        pass
 
     def _checked(self, name: str, value: object) -> Kept | int:
         if name == "num_batches_tracked":
@@ -352,6 +366,8 @@ class Layer:
             shown.append(f"dtype={self.dtype}")
         if not self.training:
             shown.append("training=False")
+        if getattr(self, "frozen", False):
+            shown.append("frozen=True")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -388,6 +404,26 @@ class TrackingLayer(Layer):
         self.running_var: Kept | None = np.ones(shape, self.dtype) if tracks else None
         self.num_batches_tracked: int | None = 0 if tracks else None
 
+    def reset_running_stats(self) -> None:
+        """Make running statistics what they were in the beginning: mean 0, variance 1.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.BatchNorm(1)
+        >>> y = bn(np.array([[1.0], [3.0]]))
+        >>> bn.reset_running_stats()
+        >>> bn.running_mean, bn.num_batches_tracked
+        (array([0.], dtype=float32), 0)
+        """
+        if self.running_mean is not None:
+            self.running_mean[...] = 0.0
+        if self.running_var is not None:
+            self.running_var[...] = 1.0
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked = 0
+        self._begin_anew()
+
     def _average_momentum(self) -> float:
         # The momentum that makes running statistics the plain average over batches.
         return 1.0 / ((self.num_batches_tracked or 0) + 1)
@@ -396,6 +432,18 @@ class TrackingLayer(Layer):
         # An empty batch leaves the running statistics alone, and so this number.
         if self.num_batches_tracked is not None and x.size:
             self.num_batches_tracked += 1
+
+    def _leave_out(self, *, weight: bool, bias: bool, running: bool) -> None:
+        # What another framework has not, so that it is not trained or kept.
+        if weight:
+            self.weight = None
+        if bias:
+            self.bias = None
+        self._parameters = [n for n in ("weight", "bias") if getattr(self, n) is not None]
+        self.affine = bool(self._parameters)
+        if running:
+            self.running_mean = self.running_var = self.num_batches_tracked = None
+            self.track_running_stats = False
 
     def _state_names(self) -> list[str]:
         names = super()._state_names()

@@ -9,9 +9,10 @@ import numpy as np
 
 from fastbn._docs import filled
 from fastbn._numpy import binding
-from fastbn.functional import batch_norm, batch_norm_backward_inplace, batch_norm_forward
+from fastbn.functional import batch_norm, batch_norm_backward_inplace
 from fastbn.functional.inplace import check_activation, check_weight
-from fastbn.layers.base import Layer, TrackingLayer
+from fastbn.layers.base import Layer
+from fastbn.layers.population import PopulationLayer
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @filled
-class InPlaceBatchNorm(TrackingLayer):
+class InPlaceBatchNorm(PopulationLayer):
     """Batch normalisation that overwrites its input, in training too.
 
     A network of convolutions keeps the output of this layer as the input of the next one;
@@ -131,20 +132,7 @@ class InPlaceBatchNorm(TrackingLayer):
             )  # fmt: skip
         check_activation(self.activation, self.negative_slope)
         check_weight(self.weight, self.num_features)
-        _, _, invstd = batch_norm_forward(
-            x,
-            self.weight,
-            self.bias,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            momentum=self._average_momentum() if self.momentum is None else self.momentum,
-            eps=self.eps,
-            layout=self.layout,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            out=x,
-        )
-        self._count(x)
+        _, _, invstd = self._normalise(x, None, x)
         return x, invstd
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:

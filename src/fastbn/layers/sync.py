@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from fastbn._docs import filled
-from fastbn._numpy import ONLY_Y, WITH_STATISTICS, binding
+from fastbn._numpy import MOVED, ONLY_Y, WITH_STATISTICS, binding
 from fastbn.layers.base import TrackingLayer
 from fastbn.sync import batch_norm_backward
 from fastbn.sync._exchange import BACKWARD, FORWARD, Exchange, together
@@ -121,7 +121,7 @@ class SyncBatchNorm(TrackingLayer):
         momentum = self._average_momentum() if self.momentum is None else self.momentum
         return binding.batch_forward(
             x, self.weight, self.bias, mean, var, residual, out, of_batch, momentum, self.eps,
-            self.layout, self.activation, self.negative_slope, only_y, self.num_features, None,
+            self.layout, self.activation, self.negative_slope, only_y, self.num_features, None, MOVED,
             exchange
         )  # fmt: skip
 

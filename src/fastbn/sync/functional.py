@@ -9,7 +9,7 @@ import numpy as np
 
 from fastbn import functional
 from fastbn._docs import filled
-from fastbn._numpy import INPUT, WITH_STATISTICS, binding
+from fastbn._numpy import INPUT, MOVED, WITH_STATISTICS, binding
 from fastbn.sync._exchange import BACKWARD, FORWARD, together
 from fastbn.sync._groups import as_group
 
@@ -112,7 +112,7 @@ def batch_norm_forward(
         )  # fmt: skip
     return together(as_group(group), FORWARD, lambda exchange: binding.batch_forward(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-        layout, activation, negative_slope, WITH_STATISTICS, None, None, exchange
+        layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, exchange
     ))  # fmt: skip
 
 
@@ -185,5 +185,5 @@ def batch_norm_backward(
         )  # fmt: skip
     return together(as_group(group), BACKWARD, lambda exchange: binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, exchange
+        negative_slope, INPUT, None, MOVED, exchange
     ))  # fmt: skip

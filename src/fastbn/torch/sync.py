@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastbn._numpy import INPUT, WITH_STATISTICS, binding
+from fastbn._numpy import INPUT, MOVED, WITH_STATISTICS, binding
 from fastbn.sync._exchange import BACKWARD, FORWARD, Exchange, together
 from fastbn.sync._groups import Group, as_group
 from fastbn.torch import functional
@@ -60,7 +60,7 @@ class _Normalise(torch.autograd.Function):
         torch.get_num_threads()  # makes OpenMP's number, one for each Python thread, PyTorch's
         y, *ctx.statistics = binding.batch_forward(
             _array(x), _array(weight), _array(bias), *kept, None, None, True, momentum, eps,
-            None, None, 0.0, WITH_STATISTICS, None, None, exchange
+            None, None, 0.0, WITH_STATISTICS, None, None, MOVED, exchange
         )  # fmt: skip
         for tensor, array in zip(running, kept, strict=True):
             if tensor is not None and tensor.dtype not in (torch.float32, torch.float64):
@@ -80,7 +80,7 @@ def _gradients(ctx: Any, dy: Tensor, exchange: Exchange) -> tuple[Tensor | None,
     torch.get_num_threads()
     dx, dweight, dbias = binding.batch_backward(
         _array(dy), _array(x), *ctx.statistics, _array(weight), None, None, None, True, None,
-        None, 0.0, INPUT, exchange
+        None, 0.0, INPUT, None, MOVED, exchange
     )  # fmt: skip
     return (
         _like(dx, x),
