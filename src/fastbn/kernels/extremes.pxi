@@ -29,9 +29,9 @@ cdef inline void matrix_extremes(const Matrix* m, Py_ssize_t first, Extremes* e)
             low = min_lanes(v, low)     # which stays where v is NaN; so does the next one
             high = max_lanes(high, v)
             nan = select_le(v, v, nan, v)
-        store_real(e.low + at, concat_at(low, was_low, n))
-        store_real(e.high + at, concat_at(high, was_high, n))
-        store_real(e.nan + at, concat_at(nan, was_nan, n))
+        store_real(e.low + at, blend_at(low, was_low, n))
+        store_real(e.high + at, blend_at(high, was_high, n))
+        store_real(e.nan + at, blend_at(nan, was_nan, n))
 
 
 cdef inline void run_extremes(const Job* job, const Block* block, Py_ssize_t channel,
