@@ -130,7 +130,7 @@ def test_any_strides_masks_and_nodata(case):
     if masked:
         others = [size for i, size in enumerate(sizes) if i != axis]
         others = [1 if one else size for one, size in zip(narrow, others, strict=True)]
-        mask = np.random.default_rng(seed).random(others) < 0.6
+        mask = np.asarray(np.random.default_rng(seed).random(others) < 0.6)
     if without:
         nodata = [int(v) for v in np.random.default_rng(seed).integers(-1, 8, sizes[axis])]
     stats = fastbn.batch_stats(x, layout=layout, mask=mask, nodata=nodata)

@@ -147,13 +147,13 @@ cdef void add_columns(const Image* image, const char* x, const char* keep, Py_ss
 cdef void add_rows(const Image* image, const char* x, const char* keep, Py_ssize_t step,
                    const Panel* panel, Total* totals) noexcept nogil:
     # Rows of channels, `step` elements apart.
-    cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, rows = panel.rows, some, at, r
+    cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, rows = panel.rows, some, at, i
     cdef Py_ssize_t pixels = 1
     if step == panel.columns:       # without gaps: fill registers
         pixels = maximum(1, minimum(rows, MOST_COLUMNS // panel.columns))
-    for r in range(0, rows // pixels, MOST_ROWS):
-        some = minimum(MOST_ROWS, rows // pixels - r)
-        at = r * pixels * step * size
+    for i in range(ceil_div(rows // pixels, MOST_ROWS)):
+        some = minimum(MOST_ROWS, rows // pixels - i * MOST_ROWS)
+        at = i * MOST_ROWS * pixels * step * size
         add_columns(image, x + at, keep + at if keep != NULL else NULL, some,
                     pixels * panel.columns, pixels * step, panel, totals)
     if rows % pixels:
