@@ -71,24 +71,35 @@ cdef void keep_by_mask(const Image* image, const Panel* panel, char* keep) noexc
 
 cdef void drop_nodata(const Image* image, const Panel* panel, const char* x,
                       char* keep) noexcept nogil:
-    cdef Py_ssize_t i, c, size = bits_of_type(image.dtype) // 8
-    cdef Py_ssize_t step = 1 if channels_in_columns(image) else 0
+    cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, i = 0, r, c
+    cdef Py_ssize_t step = image.channel_step if channels_in_columns(image) else 0
+    cdef const int32_t* numbers
     if image.nodata == NULL:
         return
-    for i in range(panel.rows * panel.columns):
-        c = image.first_channel + (panel.channel + step * (i % panel.columns)) * image.channel_step
-        if number_at(image, x, i) == image.nodata[c]:
-            memset(keep + i * size, 0, size)
+    numbers = image.nodata + image.first_channel + panel.channel * image.channel_step
+    for r in range(panel.rows):
+        for c in range(panel.columns):
+            if number_at(image, x, i) == numbers[c * step]:
+                memset(keep + i * size, 0, size)
+            i += 1
 
 
 cdef void count_kept(const Image* image, const Panel* panel, const char* keep,
                      Total* totals) noexcept nogil:
-    cdef Py_ssize_t i, size = bits_of_type(image.dtype) // 8, n = panel.rows * panel.columns
+    cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, i = 0, r, c, marks
     if not channels_in_columns(image):
-        total_at(image, totals, panel.channel).count += count_marks(<const uint8_t*>keep, n, size)
+        total_at(image, totals, panel.channel).count += count_marks(
+            <const uint8_t*>keep, panel.columns, size)
         return
-    for i in range(n):
-        total_at(image, totals, panel.channel + i % panel.columns).count += keep[i * size] != 0
+    if image.nodata == NULL:        # the channels have them in common
+        marks = count_marks(<const uint8_t*>keep, panel.rows * panel.columns, size)
+        for c in range(panel.columns):
+            total_at(image, totals, panel.channel + c).count += marks // panel.columns
+        return
+    for r in range(panel.rows):
+        for c in range(panel.columns):
+            total_at(image, totals, panel.channel + c).count += keep[i * size] != 0
+            i += 1
 
 
 cdef void count_all(const Image* image, const Panel* panel, Total* totals) noexcept nogil:
