@@ -15,7 +15,8 @@ import fastbn
 ROOT = Path(__file__).parent.parent
 # Each file whose docstrings have examples: doctest looks at what a module itself defines.
 MODULES = ["_dispatch", "_embed", "_threads", "functional.batch", "functional.fold",
-           "functional.group", "functional.images", "functional.inplace", "functional.layer", "layers.base",
+           "functional.group", "functional.images", "functional.inplace", "functional.layer",
+           "layers.base",
            "layers.batch", "layers.group", "layers.inplace", "layers.layer", "stats"]  # fmt: skip
 PUBLIC = [getattr(fastbn, name) for name in fastbn.__all__ if name != "__version__"]
 

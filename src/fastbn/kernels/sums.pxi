@@ -180,7 +180,8 @@ cdef void add_panel(const Image* image, const Panel* panel, Total* totals) noexc
     cdef const char* keep = NULL
     cdef Py_ssize_t step = row_step(image), n = panel.rows * panel.columns
     cdef bint gaps = panel.rows > 1 and step != panel.columns
-    if column_step(image) != 1 or (gaps and (chooses(image) or image.nest.size[image.nest.ndim - 1] < FULL_ROW)):
+    cdef bint narrow = image.nest.size[image.nest.ndim - 1] < FULL_ROW
+    if column_step(image) != 1 or (gaps and (chooses(image) or narrow)):
         gather(bits_of_type(image.dtype) // 8, x, panel.rows, panel.columns, step,
                column_step(image), gathered)
         x, step = gathered, panel.columns
