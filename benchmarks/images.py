@@ -171,7 +171,9 @@ def cases() -> dict[str, Callable[[], Calls]]:
     for to in ("float32", "float16", "bfloat16", "float64"):
         found[f"normalize uint8 NHWC to {to} NCHW, 32x224x224x3"] = (
             lambda to=to: normalizing(BATCH, "uint8", to_planes, to))  # fmt: skip
-    found["the same, one image, float32"] = lambda: normalizing(IMAGE, "uint8", to_planes, "float32")
+    found["the same, one image, float32"] = lambda: normalizing(
+        IMAGE, "uint8", to_planes, "float32"
+    )
     found["normalize uint16 NHWC to float32 NCHW"] = (
         lambda: normalizing(BATCH, "uint16", to_planes, "float32"))  # fmt: skip
     for layouts in (("NHWC", "NHWC"), ("NCHW", "NCHW"), ("NCHW", "NHWC")):

@@ -14,8 +14,15 @@ from pathlib import Path
 
 import fastbn
 
-PACKAGES = ("numpy", "torch", "onnxruntime", "jax", "onednn-cpu-gomp", "opencv-python-headless",
-            "torchvision")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "jax",
+    "onednn-cpu-gomp",
+    "opencv-python-headless",
+    "torchvision",
+)
 
 
 def machine() -> dict[str, object]:

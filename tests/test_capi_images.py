@@ -49,10 +49,10 @@ def test_statistics(dtype, workers):
     assert mean.tobytes() == stats.mean.tobytes()
 
 
-def conversion(operation, x, out, axis, **fields):
+def conversion(kind, x, to, axis, **fields):
     """A call whose `out` has the axes of x in any order of memory."""
-    call = capi.new_call("batch", operation, x, out=out)
-    call.channel_axis, call.out_dtype = axis, capi.DTYPES[out.dtype.name]
+    call = capi.new_call("batch", kind, x, out=to)
+    call.channel_axis, call.out_dtype = axis, capi.DTYPES[to.dtype.name]
     call.norm_mean, call.norm_std = MEAN.ctypes.data, STD.ctypes.data
     call.max_value = 255.0
     for name, value in fields.items():
@@ -62,7 +62,8 @@ def conversion(operation, x, out, axis, **fields):
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(("dtype", "to"), [
-    ("uint8", "float32"), ("int16", "bfloat16"), ("float16", "float64"), ("float32", "float16")])  # fmt: skip
+    ("uint8", "float32"), ("int16", "bfloat16"), ("float16", "float64"),
+    ("float32", "float16")])  # fmt: skip
 def test_normalize(dtype, to, workers):
     x = images(dtype)
     planes = np.zeros((3, 3, 40, 41), dtype_of(to))
@@ -125,7 +126,8 @@ def test_integers_have_no_other_operation(operation, dtype):
     x = images(dtype)
     vectors = [np.ones(3) for _ in range(4)]
     call = capi.new_call("batch", operation, x, out=x.copy(), dy=x.copy(), mean=vectors[0],
-                         invstd=vectors[1], running_mean=vectors[2], running_var=vectors[3])  # fmt: skip
+                         invstd=vectors[1], running_mean=vectors[2],
+                         running_var=vectors[3])  # fmt: skip
     call.channel_axis = 3
     assert code_of(call) == capi.BAD_DTYPE
 

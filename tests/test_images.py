@@ -140,10 +140,12 @@ def test_special_numbers(dtype):
 
 # ---- layouts and strides -------------------------------------------------------------
 
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13, 64, 512])
 @pytest.mark.parametrize(("layout", "out_layout"), [
     ("NHWC", "NCHW"), ("NCHW", "NHWC"), ("NHWC", "NHWC"), ("NCHW", "NCHW"), ("NHWC", "CHWN"),
-    ("NHWC", "WCNH"), ("HWC", "CHW"), ("CHW", "HWC"), ("NDHWC", "NCDHW"), ("NC", "CN")])  # fmt: skip
+    ("NHWC", "WCNH"), ("HWC", "CHW"), ("CHW", "HWC"), ("NDHWC", "NCDHW"),
+    ("NC", "CN")])  # fmt: skip
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_layouts(channels, layout, out_layout, dtype):
     sizes = {"N": 2, "H": 3, "W": 37, "D": 2, "C": channels}
@@ -398,13 +400,13 @@ def test_errors(case):
 def test_errors_of_out():
     out = Y.copy()
     out.flags.writeable = False
-    with pytest.raises(ValueError, match="out: .*read-only"):
+    with pytest.raises(ValueError, match=r"out: .*read-only"):
         fastbn.normalize(X, MEAN, STD, layout="NHWC", out=out)
-    with pytest.raises(ValueError, match="out: .*overlaps x"):
+    with pytest.raises(ValueError, match=r"out: .*overlaps x"):
         fastbn.normalize(Y, MEAN, STD, layout="NHWC", out=Y)
-    with pytest.raises(ValueError, match="out: .*overlaps y"):
+    with pytest.raises(ValueError, match=r"out: .*overlaps y"):
         fastbn.denormalize(Y, MEAN, STD, layout="NHWC", out=Y.view(np.uint8)[..., :3])
-    with pytest.raises(TypeError, match="dtype: .*uint8"):
+    with pytest.raises(TypeError, match=r"dtype: .*uint8"):
         fastbn.normalize(Y, MEAN, STD, layout="NHWC", dtype=np.uint8)
     with pytest.raises(TypeError, match="y: "):
         fastbn.denormalize(X, MEAN, STD, layout="NHWC")

@@ -130,7 +130,7 @@ def test_any_strides_masks_and_nodata(case):
     if masked:
         others = [size for i, size in enumerate(sizes) if i != axis]
         others = [1 if one else size for one, size in zip(narrow, others, strict=True)]
-        mask = np.random.default_rng(seed).random(others) < 0.6
+        mask = np.asarray(np.random.default_rng(seed).random(others) < 0.6)
     if without:
         nodata = [int(v) for v in np.random.default_rng(seed).integers(-1, 8, sizes[axis])]
     stats = fastbn.batch_stats(x, layout=layout, mask=mask, nodata=nodata)
@@ -151,8 +151,12 @@ def test_levels_and_threads_agree():
     mask = np.random.default_rng(1).random((4, 65, 67)) < 0.5
 
     def results():
-        return [members(fastbn.batch_stats(y, layout="NHWC", mask=m))
-                for y in (x, x.view(np.int8), x[..., :2], x[..., ::-1]) for m in (None, mask)]  # fmt: skip
+        views = (x, x.view(np.int8), x[..., :2], x[..., ::-1])
+        return [
+            members(fastbn.batch_stats(view, layout="NHWC", mask=some))
+            for view in views
+            for some in (None, mask)
+        ]
 
     _threads.always_parallel(True)
     try:
@@ -279,7 +283,7 @@ def test_nan_policies(dtype):
     assert stats.mean[0] == stats.max[0] == np.inf
 
 
-@pytest.mark.parametrize("dtype", ("float32", "float64", "float16", "bfloat16"))
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_nodata_of_floats(dtype):
     x = floats(dtype)
     clean = fastbn.batch_stats(x, layout="NHWC")

@@ -282,6 +282,13 @@ cdef int understand_image(Request* r) noexcept nogil:
     image.out_dtype = call.out_dtype if conversion else FASTBN_UINT8
     image.channels = r.parameters
     image.inverse = call.operation == FASTBN_DENORMALIZE
+    image.nodata = r.extras.nodata
+    image.mean, image.m2, image.minimum, image.maximum = (
+        call.mean, call.m2, call.minimum, call.maximum)
+    image.sums, image.counts = r.extras.sums, r.extras.counts
+    image.norm_mean, image.norm_std, image.max_value = (
+        call.norm_mean, call.norm_std, call.max_value)
+    image.repeats = 1
     if r.empty:
         return FASTBN_OK
     code = check_image_tensor(r, ARG_X, &call.x, call.dtype)
@@ -299,12 +306,6 @@ cdef int understand_image(Request* r) noexcept nogil:
         out = axes_of_tensor(call, &r.extras.mask, gapless[1])
     settle_nest(r, &x, &out if image.other != NULL else NULL)
     settle_panels(image, image.other != NULL or r.extras.nodata != NULL)
-    image.nodata = r.extras.nodata
-    image.mean, image.m2, image.minimum, image.maximum = (
-        call.mean, call.m2, call.minimum, call.maximum)
-    image.sums, image.counts = r.extras.sums, r.extras.counts
-    image.norm_mean, image.norm_std, image.max_value = (
-        call.norm_mean, call.norm_std, call.max_value)
     return FASTBN_OK
 
 

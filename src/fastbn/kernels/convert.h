@@ -166,6 +166,10 @@ typedef uint16_t bfloat16;
 static void floats_to_float16(const float *x, uint16_t *y, ptrdiff_t n)
 {
     ptrdiff_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16)
+        _mm256_storeu_si256((__m256i *)(y + i), _mm512_cvtps_ph(_mm512_loadu_ps(x + i), 0));
+#endif
 #if defined(__F16C__) && defined(__AVX__)
     for (; i + 8 <= n; i += 8)
         _mm_storeu_si128((__m128i *)(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));

@@ -70,7 +70,7 @@ cdef void convert_run(const Image* image, const char* x, Py_ssize_t n, Py_ssize_
                       bint by_channel, char* to, bint streaming) noexcept nogil:
     # n neighbours on both sides, of one channel, or each of the one after: after the last
     # in the table comes the first.
-    cdef char line[TABLE * sizeof(double)]
+    cdef double line[TABLE]
     cdef Py_ssize_t size = size_of_type[image.dtype], out_size = size_of_type[image.out_dtype]
     cdef Py_ssize_t i = 0, some, most
     while i < n:
@@ -81,8 +81,8 @@ cdef void convert_run(const Image* image, const char* x, Py_ssize_t n, Py_ssize_
             most = TABLE - (<size_t>(to + i * out_size) & 63) // out_size
         some = minimum(n - i, minimum(most, TABLE))
         if streaming:
-            convert_piece(image, x + i * size, some, channel, by_channel, line)
-            copy_past_cache(to + i * out_size, line, some * out_size)
+            convert_piece(image, x + i * size, some, channel, by_channel, <char*>line)
+            copy_past_cache(to + i * out_size, <char*>line, some * out_size)
         else:
             convert_piece(image, x + i * size, some, channel, by_channel, to + i * out_size)
         i += some
@@ -119,19 +119,19 @@ cdef inline bint needs_scattering(const Image* image) noexcept nogil:
 
 
 cdef void convert_panel(const Image* image, const Panel* panel) noexcept nogil:
-    cdef char gathered[PANEL * sizeof(double)]
-    cdef char scattered[PANEL * sizeof(double)]
+    cdef double gathered[PANEL]
+    cdef double scattered[PANEL]
     cdef const char* x = panel.x
     cdef Py_ssize_t step = row_step(image)
     cdef bint scatters = needs_scattering(image)
     if needs_gathering(image) or (scatters and step != panel.columns):
         gather(size_of_type[image.dtype], x, panel.rows, panel.columns, step, column_step(image),
                gathered)
-        x, step = gathered, panel.columns
+        x, step = <char*>gathered, panel.columns
     if not scatters:
         convert_rows(image, panel, x, step, panel.other, other_row_step(image), image.streaming)
         return
-    convert_rows(image, panel, x, step, scattered, panel.columns, False)
+    convert_rows(image, panel, x, step, <char*>scattered, panel.columns, False)
     scatter(size_of_type[image.out_dtype], panel.other, panel.rows, panel.columns,
             other_row_step(image), other_column_step(image), scattered)
 

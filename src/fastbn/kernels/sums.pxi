@@ -71,24 +71,35 @@ cdef void keep_by_mask(const Image* image, const Panel* panel, char* keep) noexc
 
 cdef void drop_nodata(const Image* image, const Panel* panel, const char* x,
                       char* keep) noexcept nogil:
-    cdef Py_ssize_t i, c, size = bits_of_type(image.dtype) // 8
-    cdef Py_ssize_t step = 1 if channels_in_columns(image) else 0
+    cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, i = 0, r, c
+    cdef Py_ssize_t step = image.channel_step if channels_in_columns(image) else 0
+    cdef const int32_t* numbers
     if image.nodata == NULL:
         return
-    for i in range(panel.rows * panel.columns):
-        c = image.first_channel + (panel.channel + step * (i % panel.columns)) * image.channel_step
-        if number_at(image, x, i) == image.nodata[c]:
-            memset(keep + i * size, 0, size)
+    numbers = image.nodata + image.first_channel + panel.channel * image.channel_step
+    for r in range(panel.rows):
+        for c in range(panel.columns):
+            if number_at(image, x, i) == numbers[c * step]:
+                memset(keep + i * size, 0, size)
+            i += 1
 
 
 cdef void count_kept(const Image* image, const Panel* panel, const char* keep,
                      Total* totals) noexcept nogil:
-    cdef Py_ssize_t i, size = bits_of_type(image.dtype) // 8, n = panel.rows * panel.columns
+    cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, i = 0, r, c, marks
     if not channels_in_columns(image):
-        total_at(image, totals, panel.channel).count += count_marks(<const uint8_t*>keep, n, size)
+        total_at(image, totals, panel.channel).count += count_marks(
+            <const uint8_t*>keep, panel.columns, size)
         return
-    for i in range(n):
-        total_at(image, totals, panel.channel + i % panel.columns).count += keep[i * size] != 0
+    if image.nodata == NULL:        # the channels have them in common
+        marks = count_marks(<const uint8_t*>keep, panel.rows * panel.columns, size)
+        for c in range(panel.columns):
+            total_at(image, totals, panel.channel + c).count += marks // panel.columns
+        return
+    for r in range(panel.rows):
+        for c in range(panel.columns):
+            total_at(image, totals, panel.channel + c).count += keep[i * size] != 0
+            i += 1
 
 
 cdef void count_all(const Image* image, const Panel* panel, Total* totals) noexcept nogil:
@@ -147,13 +158,13 @@ cdef void add_columns(const Image* image, const char* x, const char* keep, Py_ss
 cdef void add_rows(const Image* image, const char* x, const char* keep, Py_ssize_t step,
                    const Panel* panel, Total* totals) noexcept nogil:
     # Rows of channels, `step` elements apart.
-    cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, rows = panel.rows, some, at, r
+    cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, rows = panel.rows, some, at, i
     cdef Py_ssize_t pixels = 1
     if step == panel.columns:       # without gaps: fill registers
         pixels = maximum(1, minimum(rows, MOST_COLUMNS // panel.columns))
-    for r in range(0, rows // pixels, MOST_ROWS):
-        some = minimum(MOST_ROWS, rows // pixels - r)
-        at = r * pixels * step * size
+    for i in range(ceil_div(rows // pixels, MOST_ROWS)):
+        some = minimum(MOST_ROWS, rows // pixels - i * MOST_ROWS)
+        at = i * MOST_ROWS * pixels * step * size
         add_columns(image, x + at, keep + at if keep != NULL else NULL, some,
                     pixels * panel.columns, pixels * step, panel, totals)
     if rows % pixels:
@@ -169,7 +180,8 @@ cdef void add_panel(const Image* image, const Panel* panel, Total* totals) noexc
     cdef const char* keep = NULL
     cdef Py_ssize_t step = row_step(image), n = panel.rows * panel.columns
     cdef bint gaps = panel.rows > 1 and step != panel.columns
-    if column_step(image) != 1 or (gaps and (chooses(image) or image.nest.size[image.nest.ndim - 1] < FULL_ROW)):
+    cdef bint narrow = image.nest.size[image.nest.ndim - 1] < FULL_ROW
+    if column_step(image) != 1 or (gaps and (chooses(image) or narrow)):
         gather(bits_of_type(image.dtype) // 8, x, panel.rows, panel.columns, step,
                column_step(image), gathered)
         x, step = gathered, panel.columns
