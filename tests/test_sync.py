@@ -73,9 +73,7 @@ def test_the_whole_batch(shape, layout, split, any_dtype):
         error = np.abs(joined.astype(np.float64) - whole)
         assert (error <= room + half_ulp(np.abs(whole) + room, any_dtype)).all()
     # The shares of the parameters' gradients.
-    _, dweight, dbias = fastbn.batch_norm_backward(
-        dy, x, *results[0][1:3], weight, layout=layout
-    )
+    _, dweight, dbias = fastbn.batch_norm_backward(dy, x, *results[0][1:3], weight, layout=layout)
     for place, gradient in (4, dweight), (5, dbias):
         total = sum(result[place].astype(np.float64) for result in results)
         np.testing.assert_allclose(total, gradient, rtol=2e-5, atol=2e-4)
@@ -158,9 +156,7 @@ def test_in_place():
 
     def work(rank, group):
         before = xs[rank].copy()
-        y, mean, invstd = sync.batch_norm_forward(
-            xs[rank], weight, bias, group=group, out=xs[rank]
-        )
+        y, mean, invstd = sync.batch_norm_forward(xs[rank], weight, bias, group=group, out=xs[rank])
         dx, *_ = sync.batch_norm_backward(
             dys[rank], before, mean, invstd, weight, group=group, out=dys[rank]
         )
@@ -305,12 +301,12 @@ def test_what_allgather_raises_passes():
 
     kept = np.zeros(6), np.ones(6)
     x = np.arange(24.0).reshape(4, 6)
-    with pytest.raises(ConnectionError, match="^gone$"):
+    with pytest.raises(ConnectionError, match=r"^gone$"):
         sync.batch_norm_forward(x, running_mean=kept[0], running_var=kept[1], group=Dead())
-    with pytest.raises(ConnectionError, match="^gone$"):
+    with pytest.raises(ConnectionError, match=r"^gone$"):
         sync.batch_norm_backward(x, x, x[0], np.ones(6), group=Dead())
     layer = fastbn.SyncBatchNorm(6, group=Dead())
-    with pytest.raises(ConnectionError, match="^gone$"):
+    with pytest.raises(ConnectionError, match=r"^gone$"):
         layer(x)
     for running in kept, (layer.running_mean, layer.running_var):
         assert not running[0].any()
@@ -336,13 +332,13 @@ def test_groups_that_are_none(group, error):
         lambda: sync.batch_norm_backward(x, x, x[0], x[0], group=group),
         lambda: fastbn.SyncBatchNorm(3, group=group),
     ):
-        with pytest.raises(error, match="^group: expected"):
+        with pytest.raises(error, match=r"^group: expected"):
             call()
 
 
 def test_too_few_arrays():
     group = type("Few", (), {"rank": 0, "size": 2, "allgather": lambda self, a: [a]})()
-    with pytest.raises(RuntimeError, match="^group: expected 2 arrays"):
+    with pytest.raises(RuntimeError, match=r"^group: expected 2 arrays"):
         sync.batch_norm_forward(np.ones((2, 3)), group=group)
 
 
@@ -351,7 +347,7 @@ def test_too_few_arrays():
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_layer_beside_one_process(momentum):
-    x, dy, weight, bias = data((3, 12, 5, 4, 4), None, "float32")
+    x, dy, *_ = data((3, 12, 5, 4, 4), None, "float32")
     one = fastbn.BatchNorm(5, momentum=momentum, activation="relu")
     split = [7, 0, 5]
 
@@ -413,7 +409,7 @@ def test_errors_of_one_layer():
         assert layer.num_batches_tracked == 0
         assert not layer.running_mean.any()
         if rank == 0:
-            with pytest.raises(RuntimeError, match="^backward: expected a call"):
+            with pytest.raises(RuntimeError, match=r"^backward: expected a call"):
                 layer.backward(x)
         else:
             with pytest.raises(RuntimeError, match="rank 0"):
