@@ -122,6 +122,16 @@ def test_bits_of_all_ranks_and_runs(split):
         assert same_bits(a[2], first[0][2])
 
 
+def test_the_merge_is_that_of_batch_stats_in_rank_order():
+    x, dy, weight, bias = data((12, 7, 6), None, "float64")
+    parts = [fastbn.batch_stats(part) for part in parts_of(x, [5, 4, 3])]
+    whole = fastbn.BatchStats.merge(parts)
+    assert not same_bits(whole.m2, fastbn.BatchStats.merge(parts[::-1]).m2)
+    _, mean, invstd, *_ = steps([5, 4, 3], x, dy, weight, bias)[0]
+    assert same_bits(mean, whole.mean)
+    assert same_bits(invstd, 1 / np.sqrt(whole.var() + 1e-5))
+
+
 def test_a_large_mean_does_not_cancel():
     x = batch((12, 3, 50), "float64", 5, 1e6, 1.0)
     _, mean, invstd, *_ = steps([5, 4, 3], x, x, np.ones(3), np.zeros(3))[0]
