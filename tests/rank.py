@@ -7,6 +7,7 @@ them, since a process costs more than the cases. It prints one line for each cas
 
 import copy
 import datetime
+import importlib
 import itertools
 import os
 import signal
@@ -115,34 +116,32 @@ def equality(group, rank, split, shape, layout, dtype):
             assert a.tobytes() == b.tobytes()
 
 
+def raised(work):
+    """What `work()` raises: (type, text)."""
+    try:
+        work()
+    except Exception as error:
+        return type(error), str(error)
+    raise AssertionError("no error")
+
+
 def errors(group, rank, size):
-    # Each rank is at fault once; then all have the wrong number of channels, or one value.
+    # Each rank is at fault once; then all have other numbers of channels, or one value.
     x = np.arange(24.0).reshape(4, 6)
     for guilty in range(size):
-        kept = np.zeros(6)
-        try:
-            sync.batch_norm_forward("x" if rank == guilty else x, running_mean=kept, group=group)
-        except TypeError:
-            assert rank == guilty
-        except RuntimeError as error:
-            assert rank != guilty
-            assert f"rank {guilty}" in str(error)
-        else:
-            raise AssertionError("no error")
+        kept, own = np.zeros(6), "x" if rank == guilty else x
+        kind, text = raised(lambda: sync.batch_norm_forward(own, running_mean=kept, group=group))  # noqa: B023
+        assert kind is (TypeError if rank == guilty else RuntimeError)
+        assert rank == guilty or f"rank {guilty}" in text
         assert not kept.any()
     if size > 1:
-        try:
-            sync.batch_norm_forward(x[:, : 4 + (rank == 0)], group=group)
-        except RuntimeError as error:
-            assert f"rank {0 if rank else 1}" in str(error)
-        else:
-            raise AssertionError("no error")
-    try:
-        sync.batch_norm_forward(x[: rank == 0], group=group)
-    except ValueError as error:
-        assert "more than one value" in str(error)
-    else:
-        raise AssertionError("no error")
+        own = x[:, : 4 + (rank == 0)]
+        kind, text = raised(lambda: sync.batch_norm_forward(own, group=group))
+        assert kind is RuntimeError
+        assert f"rank {0 if rank else 1}" in text
+    kind, text = raised(lambda: sync.batch_norm_forward(x[: rank == 0], group=group))
+    assert kind is ValueError
+    assert "more than one value" in text
 
 
 def modules(group, rank, split, dtype, format):
@@ -188,16 +187,15 @@ def module_errors(rank):
     import torch
 
     layer = fastbn.torch.SyncBatchNorm(3)
-    for wrong in torch.ones(4), torch.ones(4, 2), torch.ones(4, 3, dtype=torch.int64):
-        try:
-            layer(wrong if rank == 0 else torch.randn(4, 3))
-        except (ValueError, TypeError):
-            assert rank == 0
-        except RuntimeError as error:
-            assert rank > 0
-            assert "rank 0" in str(error)
-        else:
-            raise AssertionError("no error")
+    for wrong, kind in (
+        (torch.ones(4), ValueError),
+        (torch.ones(4, 2), ValueError),
+        (torch.ones(4, 3, dtype=torch.int64), TypeError),
+    ):
+        own = wrong if rank == 0 else torch.randn(4, 3)
+        found, text = raised(lambda: layer(own))  # noqa: B023
+        assert found is (kind if rank == 0 else RuntimeError)
+        assert rank == 0 or "rank 0" in text
     assert not layer.running_mean.any()
     assert int(layer.num_batches_tracked) == 0
 
@@ -285,7 +283,7 @@ def main():
     kind, work, *place = sys.argv[1:]
     gloo = kind == "gloo"
     if gloo:
-        import fastbn.torch
+        importlib.import_module("fastbn.torch")
     engine = Gloo(*place) if gloo else MPI()
     {"all": check_all, "lose": lose_a_rank}[work](engine, gloo)
     engine.done()

@@ -15,19 +15,27 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+EXAMPLES = TESTS.parent / "examples"
 REQUIRED = os.environ.get("FASTBN_REQUIRE_RANKS") == "1"
 #: Two cores are enough for four: they wait most of the time.
 PROCESSES = 4
 LINES = 20  # of cases, at least
 
+
+def missing(module):
+    return importlib.util.find_spec(module) is None
+
+
 # Beside the interpreter, where pip puts it.
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
 needs_mpi = pytest.mark.skipif(
-    not REQUIRED and (importlib.util.find_spec("mpi4py") is None or MPIEXEC is None),
+    not REQUIRED and (missing("mpi4py") or MPIEXEC is None),
     reason='needs an MPI: python -m pip install "fastbn[mpi]"',
 )
-needs_torch = pytest.mark.skipif(
-    not REQUIRED and importlib.util.find_spec("torch") is None, reason="needs PyTorch"
+needs_torch = pytest.mark.skipif(not REQUIRED and missing("torch"), reason="needs PyTorch")
+needs_demo = pytest.mark.skipif(
+    not REQUIRED and any(map(missing, ("matplotlib", "sklearn", "threadpoolctl", "tqdm"))),
+    reason='needs the examples\' packages: python -m pip install "fastbn[demo]"',
 )
 environment = {**os.environ, "FASTBN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -96,6 +104,31 @@ def test_gloo_loses_a_rank(tmp_path):
         assert "survived" in output
         assert float(output.split("survived")[1].split()[2]) < 30
     assert processes[-1].returncode < 0
+
+
+def check_example(process, picture):
+    # The curves of two processes beside that of one.
+    output = output_of(process)
+    assert process.returncode == 0, output
+    difference = output.split("largest difference of the losses:")[1].split()[0]
+    assert float(difference) < 1e-4, output
+    assert picture.stat().st_size > 1000
+
+
+@needs_mpi
+@needs_demo
+def test_example_of_mpi(tmp_path):
+    picture = tmp_path / "curves.png"
+    check_example(mpi(2, EXAMPLES / "digits_mpi.py", "--steps", 10, "--out", picture), picture)
+
+
+@needs_torch
+@needs_demo
+def test_example_of_gloo(tmp_path):
+    picture = tmp_path / "curves.png"
+    program = EXAMPLES / "digits_ddp.py", "--steps", 10, "--out", picture
+    torchrun = sys.executable, "-m", "torch.distributed.run", "--standalone"
+    check_example(start(*torchrun, "--nproc-per-node", 2, *program), picture)
 
 
 def survivors(words):

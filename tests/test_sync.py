@@ -73,9 +73,7 @@ def test_the_whole_batch(shape, layout, split, any_dtype):
         error = np.abs(joined.astype(np.float64) - whole)
         assert (error <= room + half_ulp(np.abs(whole) + room, any_dtype)).all()
     # The shares of the parameters' gradients.
-    _, dweight, dbias = fastbn.batch_norm_backward(
-        dy, x, *results[0][1:3], weight, layout=layout
-    )
+    _, dweight, dbias = fastbn.batch_norm_backward(dy, x, *results[0][1:3], weight, layout=layout)
     for place, gradient in (4, dweight), (5, dbias):
         total = sum(result[place].astype(np.float64) for result in results)
         np.testing.assert_allclose(total, gradient, rtol=2e-5, atol=2e-4)
@@ -124,6 +122,16 @@ def test_bits_of_all_ranks_and_runs(split):
         assert same_bits(a[2], first[0][2])
 
 
+def test_the_merge_is_that_of_batch_stats_in_rank_order():
+    x, dy, weight, bias = data((12, 7, 6), None, "float64")
+    parts = [fastbn.batch_stats(part) for part in parts_of(x, [5, 4, 3])]
+    whole = fastbn.BatchStats.merge(parts)
+    assert not same_bits(whole.m2, fastbn.BatchStats.merge(parts[::-1]).m2)
+    _, mean, invstd, *_ = steps([5, 4, 3], x, dy, weight, bias)[0]
+    assert same_bits(mean, whole.mean)
+    assert same_bits(invstd, 1 / np.sqrt(whole.var() + 1e-5))
+
+
 def test_a_large_mean_does_not_cancel():
     x = batch((12, 3, 50), "float64", 5, 1e6, 1.0)
     _, mean, invstd, *_ = steps([5, 4, 3], x, x, np.ones(3), np.zeros(3))[0]
@@ -158,9 +166,7 @@ def test_in_place():
 
     def work(rank, group):
         before = xs[rank].copy()
-        y, mean, invstd = sync.batch_norm_forward(
-            xs[rank], weight, bias, group=group, out=xs[rank]
-        )
+        y, mean, invstd = sync.batch_norm_forward(xs[rank], weight, bias, group=group, out=xs[rank])
         dx, *_ = sync.batch_norm_backward(
             dys[rank], before, mean, invstd, weight, group=group, out=dys[rank]
         )
@@ -305,12 +311,12 @@ def test_what_allgather_raises_passes():
 
     kept = np.zeros(6), np.ones(6)
     x = np.arange(24.0).reshape(4, 6)
-    with pytest.raises(ConnectionError, match="^gone$"):
+    with pytest.raises(ConnectionError, match=r"^gone$"):
         sync.batch_norm_forward(x, running_mean=kept[0], running_var=kept[1], group=Dead())
-    with pytest.raises(ConnectionError, match="^gone$"):
+    with pytest.raises(ConnectionError, match=r"^gone$"):
         sync.batch_norm_backward(x, x, x[0], np.ones(6), group=Dead())
     layer = fastbn.SyncBatchNorm(6, group=Dead())
-    with pytest.raises(ConnectionError, match="^gone$"):
+    with pytest.raises(ConnectionError, match=r"^gone$"):
         layer(x)
     for running in kept, (layer.running_mean, layer.running_var):
         assert not running[0].any()
@@ -336,13 +342,13 @@ def test_groups_that_are_none(group, error):
         lambda: sync.batch_norm_backward(x, x, x[0], x[0], group=group),
         lambda: fastbn.SyncBatchNorm(3, group=group),
     ):
-        with pytest.raises(error, match="^group: expected"):
+        with pytest.raises(error, match=r"^group: expected"):
             call()
 
 
 def test_too_few_arrays():
     group = type("Few", (), {"rank": 0, "size": 2, "allgather": lambda self, a: [a]})()
-    with pytest.raises(RuntimeError, match="^group: expected 2 arrays"):
+    with pytest.raises(RuntimeError, match=r"^group: expected 2 arrays"):
         sync.batch_norm_forward(np.ones((2, 3)), group=group)
 
 
@@ -351,7 +357,7 @@ def test_too_few_arrays():
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_layer_beside_one_process(momentum):
-    x, dy, weight, bias = data((3, 12, 5, 4, 4), None, "float32")
+    x, dy, *_ = data((3, 12, 5, 4, 4), None, "float32")
     one = fastbn.BatchNorm(5, momentum=momentum, activation="relu")
     split = [7, 0, 5]
 
@@ -413,7 +419,7 @@ def test_errors_of_one_layer():
         assert layer.num_batches_tracked == 0
         assert not layer.running_mean.any()
         if rank == 0:
-            with pytest.raises(RuntimeError, match="^backward: expected a call"):
+            with pytest.raises(RuntimeError, match=r"^backward: expected a call"):
                 layer.backward(x)
         else:
             with pytest.raises(RuntimeError, match="rank 0"):

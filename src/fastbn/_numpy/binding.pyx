@@ -167,11 +167,11 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
     cdef bint backward = f.call.operation == FASTBN_BACKWARD
     cdef int threads = threads_for(work), status
     cdef cnp.ndarray own = new_table(2, r.parameters), whole
-    cdef double* numbers = numbers_of(own)
+    cdef double* vectors = numbers_of(own)
     cdef double count
     try:
         with nogil:
-            status = core.run_own(r, threads, &count, numbers)
+            status = core.run_own(r, threads, &count, vectors)
         if status == NO_MEMORY:
             raise MemoryError("no memory for the workspace")
         if status == INTERRUPTED:
@@ -179,9 +179,9 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
         if backward:
             core.commit(r)
         count, whole = exchange(count, own)
-        numbers = numbers_of(whole)
+        vectors = numbers_of(whole)
         with nogil:
-            status = core.run_rest(r, count, numbers)
+            status = core.run_rest(r, count, vectors)
         if threads > 1:
             team_was(r.loss, work)
         if status == INTERRUPTED:

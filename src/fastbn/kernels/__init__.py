@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The map of fastbn: how a call becomes arithmetic.
 
-    functional/, layers/, stats.py      names, defaults, documentation
+    functional/, layers/, stats.py      names, defaults, documentation; sync/: other processes
             |
     _numpy/         arrays -> a call; faults -> exceptions
     torch/          tensors -> a call                   (C and C++ fill one themselves)

@@ -25,7 +25,7 @@ from fastbn.torch import functional
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def _array(tensor: Tensor | None) -> np.ndarray | None:
+def _array(tensor: Tensor | None) -> Any:
     # The tensor's memory, but of bfloat16.
     if tensor is None:
         return None
@@ -33,7 +33,7 @@ def _array(tensor: Tensor | None) -> np.ndarray | None:
     return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
-def _kept(tensor: Tensor | None) -> np.ndarray | None:
+def _kept(tensor: Tensor | None) -> Any:
     # Running statistics: half precision in float32.
     if tensor is None:
         return None
@@ -56,10 +56,10 @@ class _Normalise(torch.autograd.Function):
         eps: float,
         exchange: Exchange,
     ) -> Tensor:
-        kept = [_kept(tensor) for tensor in running]
+        mean, var = kept = [_kept(tensor) for tensor in running]
         torch.get_num_threads()  # makes OpenMP's number, one for each Python thread, PyTorch's
         y, *ctx.statistics = binding.batch_forward(
-            _array(x), _array(weight), _array(bias), *kept, None, None, True, momentum, eps,
+            _array(x), _array(weight), _array(bias), mean, var, None, None, True, momentum, eps,
             None, None, 0.0, WITH_STATISTICS, None, None, MOVED, exchange
         )  # fmt: skip
         for tensor, array in zip(running, kept, strict=True):
@@ -77,9 +77,10 @@ class _Normalise(torch.autograd.Function):
 
 def _gradients(ctx: Any, dy: Tensor, exchange: Exchange) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
+    mean, invstd = ctx.statistics
     torch.get_num_threads()
     dx, dweight, dbias = binding.batch_backward(
-        _array(dy), _array(x), *ctx.statistics, _array(weight), None, None, None, True, None,
+        _array(dy), _array(x), mean, invstd, _array(weight), None, None, None, True, None,
         None, 0.0, INPUT, None, MOVED, exchange
     )  # fmt: skip
     return (
