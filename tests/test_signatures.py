@@ -271,6 +271,7 @@ def test_a_stub_has_the_arguments_in_the_order_of_the_module(name):
             declared = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
             if node.args.vararg:
                 declared.append(node.args.vararg.arg)
+            declared += [a.arg for a in node.args.kwonlyargs]
             # A name with an underscore behind it is what has not been checked yet.
             there = [n.rstrip("_") for n in parameters(getattr(module, node.name))]
             assert declared == there, node.name

@@ -7,7 +7,8 @@ what `__repr__` shows. May keep state. May not do arithmetic on tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
@@ -348,6 +349,23 @@ class Layer:
             raise ValueError(f"the layer's {name}: expected a writable array, got a read-only one")
         with np.errstate(all="ignore"):
             return array.astype(self.dtype)
+
+    @contextmanager
+    def _as_before_on_error(self) -> Iterator[None]:
+        before = dict(self.__dict__)
+        arrays = [
+            (array, array.copy())
+            for array in before.values()
+            if isinstance(array, np.ndarray) and array.flags.writeable
+        ]
+        try:
+            yield
+        except BaseException:
+            for array, old in arrays:
+                array[...] = old
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def __getstate__(self) -> dict[str, object]:
         # Copies and pickles leave the last batch behind.

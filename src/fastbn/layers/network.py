@@ -11,6 +11,7 @@ import numpy as np
 
 from fastbn._numpy import binding
 from fastbn.functional.running import check_name
+from fastbn.layers.base import Layer
 from fastbn.layers.batch import BatchNorm
 from fastbn.layers.population import PopulationLayer
 
@@ -182,9 +183,10 @@ def update_statistics(
     >>> bn.running_mean, bn.running_var
     (array([11., 12.], dtype=float32), array([52., 52.], dtype=float32))
     """
+    listed = _listed(layers)
     found = [
         layer
-        for layer in _listed(layers)
+        for layer in listed
         if isinstance(layer, PopulationLayer)
         and not getattr(layer, "frozen", False)
         and layer.running_mean is not None
@@ -198,8 +200,9 @@ def update_statistics(
     if binding.check_flag(progress, "progress"):
         batches = _bar(batches)
     with ExitStack() as stack:
-        for layer in found:
-            stack.enter_context(layer._as_before_on_error())
+        for layer in listed:
+            if isinstance(layer, Layer):
+                stack.enter_context(layer._as_before_on_error())
         skipped = [layer.skipped for layer in found]
         before = [_begin(layer, method) for layer in found]
         number = 0

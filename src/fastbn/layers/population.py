@@ -7,8 +7,7 @@ tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -56,23 +55,6 @@ class PopulationLayer(TrackingLayer):
         self.pooled = self._nothing_pooled() if self.track == "pooled" else None
         self._left_out = None
         self.skipped = 0
-
-    @contextmanager
-    def _as_before_on_error(self) -> Iterator[None]:
-        before = dict(self.__dict__)
-        arrays = [
-            (array, array.copy())
-            for array in (self.running_mean, self.running_var)
-            if isinstance(array, np.ndarray)
-        ]
-        try:
-            yield
-        except BaseException:
-            for array, old in arrays:
-                array[...] = old
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
 
     def _normalise(self, x: Any, residual: Any, out: Any, moves: bool = True) -> tuple:
         # With the statistics of the batch: y, mean, invstd.
