@@ -130,7 +130,7 @@ def test_what_is_refused():
         fastbn.batch_norm(x, mean, var, training=True, ghost_batch_size=2, out=out)
     with pytest.raises(ValueError, match="ghost_batch_size: expected slices of more than one"):
         fastbn.BatchNorm(3, ghost_batch_size=1)(x)
-    y, m, s = fastbn.batch_norm_forward(x[:4], ghost_batch_size=2)
+    _, m, s = fastbn.batch_norm_forward(x[:4], ghost_batch_size=2)
     with pytest.raises(ValueError, match=r"^mean: expected shape \(2, 3\), got \(3,\)"):
         fastbn.batch_norm_backward(x[:4], x[:4], m[0], s, ghost_batch_size=2)
     with pytest.raises(ValueError, match="ghost_batch_size: expected slices of more than one"):

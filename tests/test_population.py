@@ -184,7 +184,10 @@ def test_the_layer_that_moves_nothing():
     assert bits(y) == bits(other(X))
     assert bits(bn.backward(X)) == bits(other.backward(X))
     assert bn.num_batches_tracked == 0
-    assert bits(bn.running_mean, bn.running_var) == bits(*fastbn.BatchNorm(3).state_dict().values())[2:4]  # noqa: E501
+    assert (
+        bits(bn.running_mean, bn.running_var)
+        == bits(*fastbn.BatchNorm(3).state_dict().values())[2:4]
+    )
 
 
 def test_skipping_in_the_layer():
@@ -365,7 +368,7 @@ def test_what_pooled_needs():
     )
 
 
-# ---- precise batch norm ----------------------------------------------------------------------------
+# ---- precise batch norm --------------------------------------------------------------------
 
 
 def network():

@@ -66,9 +66,7 @@ def test_the_formula(level, dtype, shape, layout, r_max, d_max):
     np.testing.assert_allclose(bn.bias_grad, expected[2], rtol=0, atol=room * len(x) * 10)
     assert bn.weight_grad.dtype == bn.bias_grad.dtype == dtype
     if (r_max, d_max) == (1, 0):
-        plain = fastbn.batch_norm(
-            x, None, None, bn.weight, bn.bias, True, eps=1e-3, layout=layout
-        )
+        plain = fastbn.batch_norm(x, None, None, bn.weight, bn.bias, True, eps=1e-3, layout=layout)
         np.testing.assert_allclose(y, plain, rtol=0, atol=room)
 
 

@@ -186,9 +186,7 @@ def _new_layer(
     )
 
 
-def load(
-    name: str, weights: Any, config: Any = None, *, layout: str | None = None
-) -> BatchNorm:
+def load(name: str, weights: Any, config: Any = None, *, layout: str | None = None) -> BatchNorm:
     """Return the layer that goes on as a batch norm of another framework would have.
 
     Parameters

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The layer of batch renormalisation. May keep state; may compute with vectors of channels, in
-float64. May not do arithmetic on tensors."""
+float64. May not do arithmetic on tensors.
+"""
 
 from __future__ import annotations
 
