@@ -79,15 +79,15 @@ def test_import_brings_no_other_package():
 
 def test_public_names():
     assert sorted(fastbn.__all__) == sorted(
-        ["BatchNorm", "BatchStats", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm", "LayerNorm",
-         "RMSNorm", "__version__", "batch_norm", "batch_norm_backward",
-         "batch_norm_backward_inplace", "batch_norm_forward", "batch_stats", "denormalize",
-         "fold_batch_norm", "fold_batch_norm_into_next", "get_include", "get_num_threads",
-         "group_norm", "group_norm_backward",
-         "group_norm_forward",
+        ["BatchNorm", "BatchRenorm", "BatchStats", "GroupNorm", "InPlaceBatchNorm", "InstanceNorm",
+         "LayerNorm", "RMSNorm", "StatsAccumulator", "SyncBatchNorm", "__version__", "batch_norm",
+         "batch_norm_backward", "batch_norm_backward_inplace", "batch_norm_forward", "batch_stats",
+         "denormalize", "fold_batch_norm", "fold_batch_norm_into_next", "freeze", "get_include",
+         "get_num_threads", "group_norm", "group_norm_backward", "group_norm_forward",
          "instance_norm", "instance_norm_backward", "instance_norm_forward", "layer_norm",
          "layer_norm_backward", "layer_norm_forward", "normalize", "rms_norm", "rms_norm_backward",
-         "rms_norm_forward", "scale_shift", "set_num_threads", "show_config", "threads"]
+         "rms_norm_forward", "scale_shift", "set_num_threads", "show_config", "threads",
+         "unfreeze", "update_statistics"]
     )  # fmt: skip
     for name in fastbn.__all__:
         assert hasattr(fastbn, name)

@@ -20,7 +20,7 @@ def test_results_are_as_published(capsys):
 
 
 def test_every_norm_has_published_digests():
-    tested = {name.split()[0] for name in _selftest.OPERATIONS}
+    tested = {name.split()[0] for name in _selftest.OPERATIONS} - {"integers", "normalize"}
     public = {name for name in fastbn.__all__ if name.endswith("_norm")} - {"fold_batch_norm"}
     assert tested == {name.removesuffix("_norm") for name in public}
     assert set(_digests.DIGESTS) == set(_selftest.DIGITS) == set(DTYPES)

@@ -93,7 +93,7 @@ def _stats(a: Inputs) -> list[Array]:
 
 def _integers(a: Inputs) -> list[Array]:
     # The bits of a batch, as integers of each type. Sums as parts of 32 bits.
-    results: list[Array] = []
+    results: list[Any] = []
     for dtype in ("uint8", "int8", "uint16", "int16"):
         x = a.x.reshape(-1, a.x.shape[-1]).view(dtype)
         found = fastbn.batch_stats(x) + fastbn.batch_stats(x[::-3], nodata=7)

@@ -253,8 +253,8 @@ class BatchStats:
         optional = self._optional_with(other)
         count = self.count + other.count
         if optional["sum"] is not None:
-            mean, m2 = moments_of_sums(count, optional["sum"], optional["sum_of_squares"])
-            return type(self)(count, mean, m2, **optional)
+            moments = moments_of_sums(count, optional["sum"], optional["sum_of_squares"])
+            return type(self)(count, *moments, **optional)
         with np.errstate(all="ignore"):
             weight = other.count / count
             delta = other.mean - self.mean

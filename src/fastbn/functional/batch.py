@@ -246,6 +246,7 @@ def _forward_otherwise(
         )  # fmt: skip
     plain = moves and unbiased and on_nonfinite == "propagate"
     mode = MOVED if plain else HELD if moves else UNMOVED
+    kept: tuple[Kept | None, Kept | None]
     kept = (running_mean, running_var) if moves else (None, None)
 
     def normalise(x: NDArray, residual: NDArray | None, out: NDArray | None) -> Any:
@@ -263,7 +264,19 @@ def _forward_otherwise(
     if size is None:
         return normalise(x, residual, out)
     y = binding.batch_forward(
-        x, weight, bias, *kept, residual, out, True, *options, ONLY_Y, None, None, CHECKED
+        x,
+        weight,
+        bias,
+        kept[0],
+        kept[1],
+        residual,
+        out,
+        True,
+        *options,
+        ONLY_Y,
+        None,
+        None,
+        CHECKED,
     )
     with ghost.unmoved_on_error(*kept):
         return ghost.forward(x, residual, y, layout, size, normalise)

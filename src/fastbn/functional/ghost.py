@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def backward(
     for name, table in ("mean", mean), ("invstd", invstd):
         binding.check_parameter(table, name, shape)
         binding.check_apart(out, table, name)
-    options: tuple[Any, ...] = (True, layout, activation, negative_slope, INPUT)
+    options = (True, layout, activation, negative_slope, INPUT)
     one = np.zeros(channels)
     dx, dweight, dbias, *rest = binding.batch_backward(
         dy, x, one, one, weight, bias, residual, out, *options, None, CHECKED

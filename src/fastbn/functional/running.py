@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
     mean: Float64
     invstd: Float64
-    count: int  # values per channel
+    count: int  # type: ignore[assignment]  # values per channel; a tuple has a method so called
     m2: Float64 | None  # None: no running variance has asked for it
 
     def var(self, unbiased: bool) -> Float64:
@@ -36,7 +36,8 @@ class Batch(NamedTuple):
 
 def check_on_nonfinite(value: OnNonfinite) -> OnNonfinite:
     """Return one of `ON_NONFINITE`, or raise."""
-    return check_name(value, "on_nonfinite", ON_NONFINITE)
+    check_name(value, "on_nonfinite", ON_NONFINITE)
+    return value
 
 
 def check_name(value: str, name: str, names: tuple[str, ...]) -> str:

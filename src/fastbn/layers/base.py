@@ -392,7 +392,9 @@ class Layer:
 class TrackingLayer(Layer):
     """A layer of channels that may keep running statistics; its arguments are `BatchNorm`'s."""
 
-    _defaults = (("affine", True), ("track_running_stats", True), ("layout", None))
+    _defaults: tuple[tuple[str, object], ...] = (
+        ("affine", True), ("track_running_stats", True), ("layout", None)
+    )  # fmt: skip
 
     def __init__(
         self,
