@@ -5,9 +5,9 @@
 through; children are called as wholes. All else that the function does, it does once, now. So it
 is refused where it might do more than the graph says:
 
-- sets attributes or items, has `with` or `try`, prints (found in the code, before it runs);
+- sets attributes or items, has `with` or `try`, prints, asks for types (found in the code, before
+  it runs);
 - draws random numbers, makes tensors, changes a list that the module keeps;
-- asks what a result is, which only a run could answer;
 - runs children without gradients or in another precision, by whatever means;
 - does something else in another of these modes: then its graphs differ.
 
@@ -59,8 +59,10 @@ REFUSED_CODE = {
     "PUSH_EXC_INFO": "it has a try statement",
 }
 REFUSED_NAMES = frozenset(
-    {"print", "input", "open", "setattr", "delattr", "exec", "eval", "globals", "locals", "vars"}
-)
+    # What a stand-in answers wrongly, and what does more than a graph says.
+    {"isinstance", "issubclass", "type", "hasattr", "id", "print", "input", "open", "setattr",
+     "delattr", "exec", "eval", "globals", "locals", "vars"}
+)  # fmt: skip
 
 
 def graph_of(module: nn.Module, training: bool) -> fx.Graph:
@@ -102,25 +104,6 @@ def signature(module: nn.Module) -> int:
 # ---- tracing ---------------------------------------------------------------------------
 
 
-class _Value(fx.Proxy):
-    """A result, of a type that is not known."""
-
-    @property
-    def __class__(self) -> type:
-        # Of what `isinstance` asks, only the answers to PyTorch's own code do not matter.
-        if _is_library(sys._getframe(1).f_code):
-            return type(self)
-        raise UntraceableError("it asks for the type of a result")
-
-
-class _Given(fx.Proxy):
-    """An argument, which is a tensor whenever the graph is run."""
-
-    @property
-    def __class__(self) -> type:
-        return type(self) if _is_library(sys._getframe(1).f_code) else Tensor
-
-
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
@@ -137,16 +120,13 @@ class _Tracer(fx.Tracer):
         given = [self.create_proxy("placeholder", name, (), {}) for name in names]
         return root_fn, [self.root, *given]
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return (_Given if node.op == "placeholder" else _Value)(node, self)
-
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _modes() != self.modes:
             raise UntraceableError("it changes the gradient mode, or autocast")
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        if issubclass(type(a), fx.Proxy):
+        if isinstance(a, fx.Proxy):
             return a.node
         if isinstance(a, Tensor) and not self._is_kept(a):
             raise UntraceableError("it makes a tensor")
@@ -210,13 +190,12 @@ def _is_library(code: CodeType) -> bool:
 def _check(frame: FrameType, module: nn.Module) -> None:
     code = frame.f_code
     first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-    if issubclass(type(first), nn.Module) and first is not module:
+    if isinstance(first, nn.Module) and first is not module:
         raise UntraceableError(f"it calls {code.co_name} of a child")
-    names = REFUSED_NAMES.intersection(code.co_names)
-    if names:
-        raise UntraceableError(f"it calls {min(names)}")
     before = None
     for step in dis.get_instructions(code):
+        if step.opname == "LOAD_GLOBAL" and step.argval in REFUSED_NAMES:
+            raise UntraceableError(f"it calls {step.argval}")
         if step.opname in REFUSED_CODE:
             raise UntraceableError(REFUSED_CODE[step.opname])
         if step.opname == "STORE_DEREF" and step.argval in code.co_freevars:

@@ -399,6 +399,8 @@ def _planned(module: nn.Module) -> _Plan:
 def _written(graph: fx.Graph, chains: list[_Chain]) -> Callable[..., Any]:
     for chain in chains:
         _replace(graph, chain)
+    for node in graph.nodes:
+        node.type = None  # annotations need names of their own
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<fastbn.torch.fuse>", "exec"), namespace)  # noqa: S102
