@@ -545,3 +545,29 @@ def test_lists_of_modules():
             return x
 
     assert norms(fastbn.torch.fuse(Stack())) == (2, 0)
+
+
+def test_a_forward_function_of_another_name():
+    class Other(Block):
+        pass
+
+    Other.forward = Kinds.pair
+    model = Other()
+    fastbn.torch.fuse(model)
+    assert copy.deepcopy(model).forward.__self__.module is not model
+    assert model.forward.__name__ == "forward"
+
+
+def test_what_is_added_may_be_another_chain():
+    class Two(Block):
+        def forward(self, x):
+            y = self.relu(self.first(self.convolution(x)))
+            return torch.relu(self.second(self.convolution(y)) + y)
+
+    models = [block() for _ in "ab"]
+    for model in models:
+        model.__class__ = Two
+    fastbn.torch.fuse(models[0])
+    assert "AddBackward0" not in nodes(models[0](X))
+    models[1](X)
+    assert_same(*models)

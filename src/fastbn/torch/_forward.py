@@ -58,7 +58,12 @@ class Forward:
 
 def is_replaceable(module: nn.Module) -> bool:
     """Say whether the module calls its class's function, and that function is written in Python."""
-    return "forward" not in module.__dict__ and isinstance(type(module).forward, FunctionType)
+    return "forward" not in module.__dict__ and isinstance(function_of(module), FunctionType)
+
+
+def function_of(module: nn.Module) -> Any:
+    """Return the forward function of the class; None if it has none (`torch.jit`)."""
+    return getattr(type(module), "forward", None)
 
 
 def _like(original: Any, run: Any) -> FunctionType:
@@ -69,4 +74,6 @@ def _like(original: Any, run: Any) -> FunctionType:
     made = FunctionType(
         forward.__code__, original.__globals__, "forward", None, forward.__closure__
     )
-    return functools.wraps(original)(made)
+    functools.update_wrapper(made, original)
+    made.__name__ = "forward"  # by which a copy is unpickled
+    return made

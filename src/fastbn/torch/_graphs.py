@@ -30,6 +30,7 @@ from itertools import chain
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -73,7 +74,7 @@ def graph_of(module: nn.Module, training: bool) -> fx.Graph:
     UntraceableError
         With the reason.
     """
-    kept = module.training, random.getstate(), torch.get_rng_state(), _contents(module)
+    kept = module.training, _generators(), _contents(module)
     module.__dict__["training"] = training
     try:
         graphs = [_traced(module, *mode) for mode in MODES]
@@ -214,15 +215,25 @@ def _copied(value: Any) -> Any:
     return value.copy() if type(value) in (list, dict, set) else value
 
 
+def _generators() -> tuple[Any, ...]:
+    return random.getstate(), torch.get_rng_state(), np.random.get_state()
+
+
+def _are_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    of_numpy = a[2][2:] == b[2][2:] and np.array_equal(a[2][1], b[2][1])
+    return bool(a[0] == b[0] and torch.equal(a[1], b[1]) and of_numpy)
+
+
 def _put_back(
-    module: nn.Module, training: bool, drawn: Any, drawn_of_torch: Tensor, contents: dict[str, Any]
+    module: nn.Module, training: bool, generators: tuple[Any, ...], contents: dict[str, Any]
 ) -> str:
     """Undo what tracing has changed, and say what that was."""
     module.__dict__["training"] = training
     changed = ""
-    if random.getstate() != drawn or not torch.equal(torch.get_rng_state(), drawn_of_torch):
-        random.setstate(drawn)
-        torch.set_rng_state(drawn_of_torch)
+    if not _are_same(generators, _generators()):
+        random.setstate(generators[0])
+        torch.set_rng_state(generators[1])
+        np.random.set_state(generators[2])
         changed = "it draws random numbers"
     for name, value in contents.items():
         now = module.__dict__.get(name)

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from fastbn.torch import _direct, modules
-from fastbn.torch._forward import Forward, is_replaceable
+from fastbn.torch._forward import Forward, function_of, is_replaceable
 from fastbn.torch.fuse import fuse as fuse_
 from fastbn.torch.fuse import unfuse
 
@@ -136,7 +136,7 @@ def _is_convertible(module: nn.Module) -> bool:
         isinstance(module, NORMS)
         and not isinstance(module, tuple(BACK))
         and is_replaceable(module)
-        and type(module).forward in modules.KINDS
+        and function_of(module) in modules.KINDS
         and not _is_lazy(module)
     )
 
@@ -152,7 +152,7 @@ def _is_left(module: nn.Module) -> bool:
         return False
     if isinstance(module, NORMS):
         return True
-    named = "norm" in kind.__name__.lower() and not any(module.children())
+    named = "norm" in kind.__name__.lower() and next(module.children(), None) is None
     return named and not kind.__module__.startswith("torch.nn.modules")
 
 

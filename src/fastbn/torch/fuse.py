@@ -30,7 +30,7 @@ from torch.nn import functional
 from torch.nn.modules import module as of_all_modules
 
 from fastbn.torch import _direct, modules
-from fastbn.torch._forward import Forward, is_replaceable
+from fastbn.torch._forward import Forward, function_of, is_replaceable
 from fastbn.torch._graphs import UntraceableError, graph_of, signature
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -148,7 +148,7 @@ def _has_norms(module: nn.Module) -> bool:
 
 def _has_function(module: nn.Module) -> bool:
     # Lists of modules have none.
-    return type(module).forward is not nn.Module.forward
+    return function_of(module) not in (None, nn.Module.forward)
 
 
 def _called_children(module: nn.Module) -> Iterator[nn.Module]:
@@ -242,7 +242,7 @@ class _State(NamedTuple):
             name for name, value in own.items() if name not in COMMON and not _is_tensor(value)
         )
         return cls(
-            type(module).forward,
+            function_of(module),
             tuple(own["_modules"]),
             tuple(map(type, own["_modules"].values())),
             _missing(own),
@@ -255,7 +255,7 @@ class _State(NamedTuple):
         own = module.__dict__
         children = own["_modules"]
         return (
-            type(module).forward is self.function
+            function_of(module) is self.function
             and tuple(children) == self.names
             and tuple(map(type, children.values())) == self.types
             and _missing(own) == self.missing
@@ -294,6 +294,7 @@ class _Chain:
     """A norm and what is done with its result; a function in the graph."""
 
     nodes: list[fx.Node]
+    added: fx.Node | None = None
     residual: fx.Node | None = None
     #: A function's; a module says at each call which one it is.
     activation: str | None = None
@@ -306,7 +307,7 @@ class _Chain:
         self, norm: nn.Module, x: Tensor, residual: Tensor | None, beside: tuple[nn.Module, ...]
     ) -> Tensor:
         """Return what the chain makes of `x`."""
-        kind = modules.KINDS.get(type(norm).forward)
+        kind = modules.KINDS.get(function_of(norm))
         if kind is not None and self._is_one(norm, x, residual, beside):
             if not self.ends_in_module:
                 return kind(norm, x, self.activation, self.negative_slope, residual)
@@ -410,6 +411,9 @@ def _written(graph: fx.Graph, chains: list[_Chain]) -> Callable[..., Any]:
 def _replace(graph: fx.Graph, chain: _Chain) -> None:
     """Put one call in the place of the chain's last node."""
     norm, last = chain.nodes[0], chain.nodes[-1]
+    if chain.added is not None:  # its other argument may be another chain by now
+        before = chain.nodes[chain.nodes.index(chain.added) - 1]
+        chain.residual = next(a for a in chain.added.args if a is not before)
     beside = [node for node in chain.nodes[1:] if node.op == "call_module"]
     chain.steps = [_step(chain, node, beside) for node in chain.nodes[1:]]
     run = chain.run
@@ -495,13 +499,15 @@ def _would_end(module: nn.Module, node: fx.Node) -> bool:
 
 def _extend(module: nn.Module, chain: _Chain, user: fx.Node) -> bool:
     role, node = _role(module, user), chain.nodes[-1]
+    if not role:
+        return False
     if role == "add":
         others = [a for a in user.args if a is not node]
         if chain.residual is not None or len(others) != 1 or not isinstance(others[0], fx.Node):
             return False
         if _writes(module, user) and user.args[0] is not node:
             return False
-        chain.residual = others[0]
+        chain.added, chain.residual = user, others[0]
     elif role != "skip":
         chain.ends_in_module = user.op == "call_module"
         if not chain.ends_in_module:
@@ -544,7 +550,7 @@ def _check(module: nn.Module, chain: _Chain) -> None:
                 raise UntraceableError(f"{node.target} has a hook")
             if node is norm and _calls(module, norm) > 1:
                 raise UntraceableError("it is called twice")
-    added = next((n for n in chain.nodes if chain.residual in n.args), last)
+    added = chain.added or last
     kept = _is_fresh(module, norm.args[0])
     for node, until in _between(norm, last, added):
         if node not in chain.nodes and not _is_pure(module, node) and not (kept and until is added):
@@ -571,7 +577,7 @@ def _child(module: nn.Module, node: fx.Node) -> nn.Module:
 
 
 def _kind(module: nn.Module) -> Callable[..., Tensor] | None:
-    return modules.KINDS.get(type(module).forward)
+    return modules.KINDS.get(function_of(module))
 
 
 def _is_fresh(module: nn.Module, node: Any) -> bool:
