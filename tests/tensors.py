@@ -23,7 +23,6 @@ with warnings.catch_warnings():
 
 import fastbn.torch
 
-
 NAMES = ["batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm"]
 OPS = {op.name.rpartition(".")[2]: op for op in op_db if op.name.rpartition(".")[2] in NAMES}
 #: By dtype: how far two implementations of the same may be apart. A group of one value, of
@@ -35,8 +34,6 @@ NEAR = {
     torch.bfloat16: {"atol": 2e-1, "rtol": 4e-2},
 }
 assert OPS.keys() == set(NAMES)
-
-
 
 
 def array(tensor):

@@ -72,7 +72,9 @@ def assert_same(model, other, x=X):
 def norms(model, x=X):
     """How many norms fastbn computed, and PyTorch."""
     names = nodes(model(x.clone().requires_grad_()))
-    return names.count("Normalise"), sum("Norm" in n for n in names) - names.count("Normalise")
+    return names.count("NormaliseBackward"), sum("Norm" in n for n in names) - names.count(
+        "NormaliseBackward"
+    )
 
 
 # ---- what is taken --------------------------------------------------------------------------
@@ -127,7 +129,7 @@ def test_norms(norm, convert):
     model, other = (block(first=norm()) for _ in range(2))
     fuse = (lambda m: fastbn.torch.convert(m, fuse=True)) if convert else fastbn.torch.fuse
     assert fuse(model) is model
-    assert norms(model)[0] == 2 if convert else 1
+    assert norms(model)[0] == (2 if convert else 1)
     assert "ReluBackward0" not in nodes(model(X))
     other(X), other(X)
     assert_same(model, other)
@@ -140,12 +142,16 @@ def test_activations(activation):
     )
     for m in model, other:
         nn.init.constant_(m[0].weight, 5.0)
-    assert nodes(fastbn.torch.fuse(model)(X)) == ["Normalise", "AccumulateGrad", "AccumulateGrad"]
+    assert nodes(fastbn.torch.fuse(model)(X)) == [
+        "NormaliseBackward",
+        "AccumulateGrad",
+        "AccumulateGrad",
+    ]
     other(X)
     assert_same(model, other)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_mixed_dtypes(dtype):
     """What is added, has another dtype, under autocast: the steps are done one by one."""
     model, other = block(add_then_relu), block(add_then_relu)
@@ -167,7 +173,7 @@ def drawn(y, x):
 LEFT = {
     "two users": (lambda y, x: torch.relu(y + x) + y, "another one needs its result"),
     "written between": (
-        lambda y, x: torch.relu(torch.relu(y * 1).mul_(2) + y), "another one needs its result"
+        lambda y, x: torch.relu((y * 1).mul_(2) + y), "another one needs its result"
     ),
     "branch": (lambda y, x: torch.relu(y) if y.sum() > 0 else y, "control flow"),
     "type": (lambda y, x: torch.relu(y) if isinstance(y, list) else y, "calls isinstance"),
@@ -285,9 +291,6 @@ class Kinds(Block):
     def any_number(self, *xs):
         return self.relu(self.first(xs[0]))
 
-    def child(self, x):
-        return self.beside.forward(self.relu(self.first(x)))
-
     def remembered(self, x):
         return self.relu(self.first(x)) if self.wanted else x
 
@@ -321,7 +324,6 @@ REFUSED = {
     "in_full_precision": "with statement",
     "any_number": "",
     "one_or_many": "calls isinstance",
-    "child": "calls forward of a child",
     "tried": "try statement",
     "compared": "the same",
 }
@@ -375,7 +377,7 @@ def test_hooks_and_norms_that_are_called_twice():
         (lambda m: m.first.register_full_backward_hook(lambda *_: None), "first has a hook"),
         (lambda m: setattr(m, "second", m.first), "called twice"),
     ]:
-        model = block()
+        model = block(relu=nn.ReLU())
         spoil(model)
         with pytest.warns(UserWarning, match=f"Block: first: .*{reason}"):
             fastbn.torch.fuse(model)

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import dis
 import inspect
+import operator
 import os
 import random
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from types import CodeType, FrameType
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import inplace_methods
 
 
 class UntraceableError(Exception):
@@ -105,6 +107,21 @@ def signature(module: nn.Module) -> int:
 # ---- tracing ---------------------------------------------------------------------------
 
 
+class _Proxy(fx.Proxy):
+    """One that knows ``+=`` from ``+``: the dtype of the result is another's."""
+
+
+def _in_place(target: Callable[..., Any]) -> Callable[..., fx.Proxy]:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in inplace_methods:
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
@@ -112,6 +129,9 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.count = count
         self.modes = _modes()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -216,7 +236,7 @@ def _copied(value: Any) -> Any:
 
 
 def _generators() -> tuple[Any, ...]:
-    return random.getstate(), torch.get_rng_state(), np.random.get_state()
+    return random.getstate(), torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
 
 
 def _are_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -233,7 +253,7 @@ def _put_back(
     if not _are_same(generators, _generators()):
         random.setstate(generators[0])
         torch.set_rng_state(generators[1])
-        np.random.set_state(generators[2])
+        np.random.set_state(generators[2])  # noqa: NPY002
         changed = "it draws random numbers"
     for name, value in contents.items():
         now = module.__dict__.get(name)

@@ -84,7 +84,7 @@ def convert(model: Model, *, fuse: bool = False) -> Model:
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     >>> y = fastbn.torch.convert(model)(torch.randn(4, 3, 9, 9))
     >>> y.grad_fn.name(), type(model[1]).__name__
-    ('Normalise', 'BatchNorm2d')
+    ('NormaliseBackward', 'BatchNorm2d')
     """
     converted, left = 0, Counter[str]()
     for module in model.modules():

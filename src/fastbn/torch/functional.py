@@ -14,7 +14,6 @@ from fastbn.torch import _direct, _formulas
 from fastbn.torch._call import Call, Tensors
 
 
-
 @filled
 def batch_norm(
     input: Tensor,

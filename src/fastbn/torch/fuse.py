@@ -106,7 +106,7 @@ def fuse(model: Model) -> Model:
     >>> model = torch.nn.Sequential(torch.nn.BatchNorm2d(8), torch.nn.ReLU())
     >>> y = fastbn.torch.fuse(model)(torch.randn(4, 8, 9, 9))
     >>> y.grad_fn.name(), type(model).__name__
-    ('Normalise', 'Sequential')
+    ('NormaliseBackward', 'Sequential')
     """
     report = _Report()
     for name, module in model.named_modules():
@@ -212,6 +212,7 @@ class Fused(Forward):
         return self.plan
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call what was planned, or the module's own function."""
         if not kwargs and not is_compiling() and _direct.are_plain(args):
             plan = self.planned()
             if len(args) == plan.count:
@@ -404,7 +405,7 @@ def _written(graph: fx.Graph, chains: list[_Chain]) -> Callable[..., Any]:
         node.type = None  # annotations need names of their own
     code = graph.python_code("self")
     namespace = dict(code.globals)
-    exec(compile(code.src, "<fastbn.torch.fuse>", "exec"), namespace)  # noqa: S102
+    exec(compile(code.src, "<fastbn.torch.fuse>", "exec"), namespace)
     return namespace["forward"]
 
 
