@@ -22,7 +22,6 @@ with warnings.catch_warnings():
     from torch.testing._internal.common_methods_invocations import op_db
 
 import fastbn.torch
-from fastbn.torch import functional as ours
 
 NAMES = ["batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm"]
 OPS = {op.name.rpartition(".")[2]: op for op in op_db if op.name.rpartition(".")[2] in NAMES}
@@ -35,12 +34,6 @@ NEAR = {
     torch.bfloat16: {"atol": 2e-1, "rtol": 4e-2},
 }
 assert OPS.keys() == set(NAMES)
-
-
-@pytest.fixture
-def kernels(monkeypatch):
-    """Small calls, too, are those of fastbn, and none is given back to PyTorch."""
-    monkeypatch.setattr(ours, "SMALL", 0)
 
 
 def array(tensor):
@@ -84,3 +77,15 @@ def assert_same(mine, theirs, dtype):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
         torch.testing.assert_close(a, b, equal_nan=True, **NEAR[dtype])
+
+
+def nodes(y):
+    """The names of all nodes of a graph of autograd."""
+    names, seen, waiting = [], set(), [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            names.append(node.name().rpartition("::")[2])
+            waiting += [child for child, _ in node.next_functions]
+    return names

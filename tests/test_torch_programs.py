@@ -1,68 +1,155 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fastbn.torch in programs: compiled, exported, traced; in other processes; in the docs."""
+"""fastbn.torch's functions in programs: compiled, faked, transformed; in other processes; docs."""
 
 import doctest
 import importlib
+import itertools
 from functools import partial
 
 import numpy as np
 import pytest
 from processes import run
-from tensors import kernels, torch  # noqa: F401
+from tensors import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional
 
 import fastbn.torch
 
-pytestmark = [
-    pytest.mark.usefixtures("kernels"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
+
+CALLS = {
+    "batch_norm": lambda f, x, w, eps, **k: f.batch_norm(x, None, None, w, w, True, 0.1, eps, **k),
+    "layer_norm": lambda f, x, w, eps, **k: f.layer_norm(x, w.shape, w, w, eps, **k),
+    "rms_norm": lambda f, x, w, eps, **k: f.rms_norm(x, w.shape, w, eps, **k),
+    "group_norm": lambda f, x, w, eps, **k: f.group_norm(x, 2, w, w, eps, **k),
+    "instance_norm": lambda f, x, w, eps, **k: f.instance_norm(x, None, None, w, w, eps=eps, **k),
+}
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-def model():
-    torch.manual_seed(0)
-    layers = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.GroupNorm(2, 4),
-        nn.InstanceNorm2d(4), nn.Flatten(), nn.LayerNorm(64), nn.RMSNorm(64),
-    )  # fmt: skip
-    return fastbn.torch.convert(layers)
+def compiled(function):
+    torch._dynamo.reset()
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
 
 
-X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+# ---- the same values -------------------------------------------------------------------------
 
 
-def gradients(program, module):
-    module.zero_grad()
-    program(X).pow(3).sum().backward()
-    return [*(p.grad.clone() for p in module.parameters()), *(b.clone() for b in module.buffers())]
+@pytest.mark.parametrize("name", CALLS)
+def test_compiled_functions(name):
+    x, residual, v = (torch.randn(3, 4, 5, 4, dtype=torch.float64) for _ in range(3))
+    weight = torch.randn(4, dtype=torch.float64)
+
+    def call(x, weight, residual):
+        return CALLS[name](
+            fastbn.torch, x, weight, 1e-5, activation="leaky_relu", negative_slope=0.2,
+            residual=residual,
+        )  # fmt: skip
+
+    def expected(x, weight, residual):
+        y = CALLS[name](functional, x, weight, 1e-5) + residual
+        return functional.leaky_relu(y, 0.2)
+
+    def loss(call, *given):
+        return call(*given).pow(3).sum()
+
+    mapped = lambda f: torch.func.vmap(f, in_dims=(None, None, 0))  # noqa: E731
+    # Compiled, PyTorch's own norms with a weight have no forward mode.
+    tangent = lambda f: lambda x, w, r: torch.func.jvp(lambda s: f(s, w, r), (x,), (v,))  # noqa: E731
+    for transform in [
+        lambda f: f,
+        tangent,
+        lambda f: torch.func.grad(partial(loss, f), argnums=(0, 1, 2)),
+        mapped,
+    ]:
+        given = x, weight, torch.stack([residual, v]) if transform is mapped else residual
+        correct = transform(expected)(*given)
+        torch.testing.assert_close(transform(call)(*given), correct)
+        if transform is not tangent:
+            torch.testing.assert_close(compiled(transform(call))(*given), correct)
+    given = [t.clone().requires_grad_() for t in (x, weight, residual)]
+    found = [torch.autograd.grad(loss(f, *given), given) for f in (compiled(call), call, expected)]
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize(
-    ("norm", "sizes", "eps"),
-    [("batch", [], 1e-5), ("layer", [6], 1e-5), ("rms", [6], None), ("group", [2], 1e-5),
-     ("instance", [], 1e-5)],
-)  # fmt: skip
-def test_opcheck(norm, sizes, eps, activation, residual):
-    x = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
-    features = 6 if sizes == [6] else 4
-    weight, bias = (torch.randn(features, requires_grad=True) for _ in range(2))
-    added = torch.randn_like(x).requires_grad_() if residual else None
-    running = (torch.zeros(4), torch.ones(4)) if norm in ("batch", "instance") else (None, None)
-    given = x, weight, None if norm == "rms" else bias, added, *running
-    options = norm, sizes, True, 0.1, eps, activation, 0.01
-    torch.library.opcheck(torch.ops.fastbn.normalise.default, (*given, *options))
+@pytest.mark.parametrize("program", ["eager", "compiled"])
+def test_running_statistics(program):
+    found = []
+    for f in fastbn.torch, functional:
+        x, mean, var = torch.linspace(0, 9, 60).view(5, 4, 3), torch.zeros(4), torch.ones(4)
+
+        def step(x, mean, var, f=f):
+            return f.batch_norm(x, mean, var, None, None, True, 0.3)
+
+        y = (compiled(step) if program == "compiled" else step)(x, mean, var)
+        found.append([y, mean, var])
+    torch.testing.assert_close(*found)
 
 
-def test_compiled():
-    eager, compiled = model(), model()
-    program = torch.compile(compiled, fullgraph=True, backend="aot_eager")
-    for _ in range(2):
-        torch.testing.assert_close(gradients(program, compiled), gradients(eager, eager))
-    eager.eval(), compiled.eval()
-    torch.testing.assert_close(program(X), eager(X))
+def test_inductor_in_lower_precision():
+    """At most a step of bfloat16 from the eager result: inductor rounds less often."""
+    block = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    block = fastbn.torch.convert(block.eval(), fuse=True)
+    x = torch.randn(4, 8, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y, expected = torch.compile(block, backend="aot_eager")(x), block(x)
+    assert y.dtype is expected.dtype
+    torch.testing.assert_close(y, expected, rtol=2**-7, atol=0)
+
+
+# ---- what a graph knows of a result -------------------------------------------------------------
+
+
+def outcome(name, f, x, weight, residual, activation):
+    """Dtypes and devices of y and of gradients, strides of y; or the kind of error."""
+    given = [t.requires_grad_() for t in (x, weight, residual) if t is not None]
+    try:
+        if f is functional:
+            y = CALLS[name](f, x, weight, 1e-5)
+            y = y if residual is None else y + residual
+            y = y if activation is None else functional.silu(y)
+        else:
+            y = CALLS[name](f, x, weight, 1e-5, activation=activation, residual=residual)
+        found = y, *torch.autograd.grad(y.sum(), given)
+    except (RuntimeError, TypeError) as error:
+        return type(error)
+    # The memory order of a gradient is nobody's promise.
+    return [(t.dtype, t.shape, t.stride() if t is y else None, t.device.type) for t in found]
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("name", CALLS)
+def test_fake_results_are_like_real_ones(name, layout):
+    base = torch.randn(3, 4, 5, 4)
+    if layout == "channels_last":
+        base = base.to(memory_format=torch.channels_last)
+    elif layout == "sliced":
+        base = torch.randn(3, 8, 5, 4)[:, ::2]
+    different = []
+    kinds = [torch.float32, torch.float64, torch.bfloat16]
+    for of_x, of_weight, of_residual in itertools.product(kinds, kinds, [None, *kinds]):
+        x, weight = base.to(of_x), torch.ones(4, dtype=of_weight)
+        residual = None if of_residual is None else base.to(of_residual)
+        activation = "silu" if of_x is not of_weight else None
+        mode = FakeTensorMode()
+        real, fake = [], []
+        for f in fastbn.torch, functional:
+            given = [t if t is None else t.detach() for t in (x, weight, residual)]
+            real.append(outcome(name, f, *given, activation))
+            given = [t if t is None else mode.from_tensor(t.detach())
+                     for t in (x, weight, residual)]  # fmt: skip
+            with mode:
+                fake.append(outcome(name, f, *given, activation))
+        # PyTorch's own fakes do not know all strides and errors of its kernels.
+        if fake[0] != fake[1] or (real[1] == fake[1] and real[0] != fake[0]):
+            different.append((of_x, of_weight, of_residual, activation, real, fake))
+    assert not different, different[:3]
+
+
+# ---- what the kernels refuse -------------------------------------------------------------
 
 
 def unaligned(x):
@@ -76,13 +163,6 @@ REFUSED = {
     "empty": (torch.empty(0, 4, 6), 1e-5),
     "without eps": (torch.randn(3, 4, 6), 0.0),
     "unaligned": (unaligned(torch.randn(3, 4, 6)), 1e-5),
-}
-CALLS = {
-    "batch_norm": lambda f, x, w, eps, **k: f.batch_norm(x, None, None, w, w, True, 0.1, eps, **k),
-    "layer_norm": lambda f, x, w, eps, **k: f.layer_norm(x, (4, 6), w, w, eps, **k),
-    "rms_norm": lambda f, x, w, eps, **k: f.rms_norm(x, (4, 6), w, eps, **k),
-    "group_norm": lambda f, x, w, eps, **k: f.group_norm(x, 2, w, w, eps, **k),
-    "instance_norm": lambda f, x, w, eps, **k: f.instance_norm(x, None, None, w, w, eps=eps, **k),
 }
 
 
@@ -114,7 +194,7 @@ def test_what_the_kernels_refuse(name, x, eps, program):
     def step(f, x, weight, **options):
         return CALLS[name](f, x, weight, eps, **options)
 
-    ours = torch.compile(step, backend="aot_eager") if program == "compiled" else step
+    ours = compiled(step) if program == "compiled" else step
     found = []
     for call in (
         lambda x, weight: step(nn.functional, x, weight).relu(),
@@ -127,34 +207,11 @@ def test_what_the_kernels_refuse(name, x, eps, program):
         except (ValueError, RuntimeError, IndexError) as error:
             found.append(type(error))
     if isinstance(found[0], type):
-        assert found[1] is found[0]
+        wrapped = program == "compiled" and found[1] is torch._dynamo.exc.TorchRuntimeError
+        assert found[1] is found[0] or wrapped
         return
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-
-
-def test_exported():
-    for strict in True, False:
-        mine = model().eval()
-        program = torch.export.export(mine, (X,), strict=strict)
-        assert "fastbn.normalise" in program.graph_module.code
-        torch.testing.assert_close(program.module()(X), mine(X))
-
-
-def test_exported_with_any_batch():
-    mine = model().eval()
-    shapes = ({0: torch.export.Dim("batch", min=2)},)
-    program = torch.export.export(mine, (X,), dynamic_shapes=shapes)
-    x = torch.cat([X, X, X])
-    torch.testing.assert_close(program.module()(x), mine(x))
-
-
-def test_traced():
-    mine = model().eval()
-    traced = torch.jit.trace(mine, (X,))
-    torch.testing.assert_close(traced(2 * X), mine(2 * X))
-    graph = torch.fx.experimental.proxy_tensor.make_fx(mine)(X)
-    assert "fastbn.normalise" in graph.code
 
 
 # ---- other processes ----------------------------------------------------------------------
@@ -245,7 +302,7 @@ with open("/proc/self/maps") as maps:
 # ---- documentation ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["functional", "modules", "convert"])
+@pytest.mark.parametrize("name", ["functional", "modules", "convert", "fuse"])
 def test_docstrings(name):
     module = importlib.import_module(f"fastbn.torch.{name}")
     found = doctest.testmod(module)

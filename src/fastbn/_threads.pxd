@@ -2,4 +2,5 @@
 """How many threads a call gets."""
 
 cpdef int threads_for(Py_ssize_t size) except -1
+cpdef int team_for(Py_ssize_t size) except -1
 cpdef void team_was(double loss, Py_ssize_t size) noexcept

@@ -98,6 +98,13 @@ cpdef int threads_for(Py_ssize_t size) except -1:
     return current()
 
 
+cpdef int team_for(Py_ssize_t size) except -1:
+    """Return the number of threads for a call from a host that keeps the team awake."""
+    if size < parallel_from or openmp_version() == 0:
+        return 1
+    return current()
+
+
 cpdef void team_was(double loss, Py_ssize_t size) noexcept:
     """Take note of the seconds that were lost with the team of a call: at most 0, if none."""
     global resting, next_rest, rest_until, rest_below

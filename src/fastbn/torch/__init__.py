@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Normalisation for PyTorch on the CPU: functions with autograd, modules, conversion.
+"""Normalisation for PyTorch on the CPU: functions with autograd, modules, conversion, fusion.
 
-    modules.py, convert.py      PyTorch's modules, and these in their place
+    convert.py, fuse.py         another forward function for modules of a model
+        modules.py                  what the forward function of each norm does
+        _graphs.py                  what that of another module does, as a graph
+        _forward.py                 how a function takes the place of another
     sync.py                     batch norm over several processes
     functional.py               names, defaults; which way a call goes:
         _direct.pyx                 eager: fastbn.h on the tensors' memory, an autograd.Function
-        _traced.py                  compiled, exported, traced: operators of torch.library
-        _formulas.py                transformed, differentiated twice: PyTorch's own operators
+        _formulas.py                compiled, traced, transformed, differentiated twice:
+                                    PyTorch's own functions
 
 The public names, nothing else. `import fastbn` does not import this package.
 """
@@ -25,6 +28,7 @@ if not hasattr(_torch.Tensor, "__dlpack_c_exchange_api__"):
 
 from fastbn.torch.convert import convert, restore
 from fastbn.torch.functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from fastbn.torch.fuse import fuse, unfuse
 from fastbn.torch.modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -51,9 +55,11 @@ __all__ = [
     "SyncBatchNorm",
     "batch_norm",
     "convert",
+    "fuse",
     "group_norm",
     "instance_norm",
     "layer_norm",
     "restore",
     "rms_norm",
+    "unfuse",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a call is made of, which way it can go, and where its result lies in memory.
+"""What a call is made of, and where its result lies in memory.
 
 May not compute.
 """
@@ -11,12 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch._prims_common import suggest_memory_format
-from torch._subclasses import FakeTensor
-from torch.autograd import forward_ad
-
-DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 #: The memory format, by the number of axes.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -72,16 +67,3 @@ def statistics_shape(norm: str, x: Tensor, sizes: Sequence[int]) -> tuple[int, .
     if norm == "instance":
         return 2, x.shape[0], x.shape[1]
     return 1 if norm == "rms" else 2, *x.shape[: x.ndim - len(sizes)]
-
-
-def is_traced(norm: str, x: Tensor) -> bool:
-    """Say whether a graph is made of the call, which an operator of ours can be part of."""
-    if torch.compiler.is_compiling():
-        tracing = True
-    else:
-        modes = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
-        transformed = peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-        tracing = bool(modes or isinstance(x, FakeTensor)) and not transformed
-    if not (tracing and x.is_cpu and x.dtype in DTYPES):
-        return False
-    return x.ndim > 1 or norm in ("layer", "rms")

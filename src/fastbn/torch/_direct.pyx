@@ -15,13 +15,13 @@ from libc.string cimport memset
 
 import torch
 from torch import Tensor, empty, empty_like, float32, float64, get_num_threads, is_grad_enabled
-from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from fastbn cimport *
-from fastbn._threads cimport team_was, threads_for
+from fastbn._threads cimport team_for
 from fastbn.engine cimport core
 from fastbn.engine.request cimport INTERRUPTED, NO_MEMORY, Extras, Request
 
@@ -45,13 +45,26 @@ class RefusedError(Exception):
 include "tensors.pxi"
 
 
+cdef bint are_watched() except -1:
+    # Modes, tracers and transformations want to see PyTorch's functions, or operators.
+    return (_len_torch_function_stack() or _len_torch_dispatch_stack()
+            or forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
+            or _get_tracing_state() is not None)
+
+
+def are_plain(tuple things):
+    """Say whether these are tensors without functions of their own, and nobody looks on."""
+    for thing in things:
+        if not (type(thing) is Tensor or type(thing) is Parameter):
+            return False
+    return not are_watched()
+
+
 cdef int refuse_watched(tuple tensors) except -1:
-    # Subclasses, modes, tracers and transformations want to see operators.
     for tensor in tensors:
         if not (tensor is None or type(tensor) is Tensor or type(tensor) is Parameter):
             raise RefusedError
-    if (_len_torch_dispatch_stack() or forward_ad._current_level >= 0
-            or peek_interpreter_stack() is not None or _get_tracing_state() is not None):
+    if are_watched():
         raise RefusedError
     return 0
 
@@ -180,7 +193,6 @@ cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
     cdef Description[5] d
     cdef Extras extras
     cdef Request request
-    cdef Py_ssize_t work
     cdef int code, threads
     place(x, like, &d[0], &c.x)
     place(dy, like, &d[1], &c.dy)
@@ -192,15 +204,12 @@ cdef int attempt(fastbn_call* c, const Description* like, x, dy, residual, out,
     code = core.understand(c, &extras, &request)
     if code != FASTBN_OK or request.empty:
         return code if code != FASTBN_OK else FASTBN_BAD_SHAPE
-    work = core.work_of(&request)
-    threads = threads_for(work)
+    threads = team_for(core.work_of(&request))   # PyTorch's threads do not sleep
     with nogil:
         code = core.run(&request, threads)
         if code == FASTBN_OK:
             core.commit(&request)
         core.release(&request)
-    if threads > 1 and code == FASTBN_OK:
-        team_was(request.loss, work)
     return -1 if code == INTERRUPTED else code
 
 
@@ -310,10 +319,14 @@ cdef inline bint requires_grad(tensor):
 
 def normalise(call, t):
     """Return `y`."""
-    x, weight, bias, residual, _, _ = t
+    x, weight, bias, residual, mean, var = t
     refuse_watched(t)
-    if is_grad_enabled() and (x.requires_grad or requires_grad(weight) or requires_grad(bias)
-                              or requires_grad(residual)):
+    if not is_grad_enabled():
+        return forward(call, t, False)[0]
+    if requires_grad(mean) or requires_grad(var):
+        raise RefusedError  # they have no gradients, as PyTorch says
+    if (x.requires_grad or requires_grad(weight) or requires_grad(bias)
+            or requires_grad(residual)):
         return apply(call, *t)
     return forward(call, t, False)[0]
 

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The same with PyTorch's own operators: differentiable as often as one likes, and mapped.
 
-For what the kernels do not do: second derivatives, forward mode, `torch.func`, other
-devices and dtypes, and arguments that fastbn refuses (PyTorch takes a negative momentum,
-or has its own words for the error).
+For what the kernels do not do: graphs (`torch.compile`, `torch.export`, traces), second
+derivatives, forward mode, `torch.func`, other devices and dtypes, and arguments that fastbn
+refuses (PyTorch takes a negative momentum, or has its own words for the error).
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from torch.nn import functional
 
 from fastbn._numpy import binding
 from fastbn._types import ACTIVATIONS
-from fastbn.torch._call import Call, Tensors, statistics_shape
+from fastbn.torch._call import Call, Tensors
 
 # PyTorch has a function of each name.
 FUNCTIONS = {name: getattr(functional, name) for name in ACTIVATIONS if name}
@@ -25,28 +23,21 @@ FUNCTIONS = {name: getattr(functional, name) for name in ACTIVATIONS if name}
 def normalise(call: Call, t: Tensors) -> Tensor:
     """Return `y`."""
     # Errors of what follows come before running statistics change.
-    binding.check_activation(call.activation)
-    if isinstance(t.residual, Tensor):
+    if call.activation is not None and call.activation not in FUNCTIONS:
+        binding.check_activation(call.activation)
+    if isinstance(t.x, Tensor) and isinstance(t.residual, Tensor):
         torch.broadcast_shapes(t.x.shape, t.residual.shape)
-    return _ended(call, t, _normalised(call, t))
+    return ended(call, t.residual, _normalised(call, t))
 
 
-def statistics(call: Call, t: Tensors) -> Tensor:
-    """Return what the kernels would keep for backward: mean (not of rms) and invstd."""
-    shape = statistics_shape(call.norm, t.x, call.sizes)
-    if call.norm == "batch" and not call.training:
-        assert t.running_mean is not None
-        assert t.running_var is not None
-        mean, var = t.running_mean.double(), t.running_var.double()
-    else:
-        x = t.x.double().movedim(0, 1) if call.norm == "batch" else t.x.double()
-        x = x.reshape(*shape[1:], x.numel() // max(1, math.prod(shape[1:])))
-        mean = x.mean(-1)
-        var = (x if call.norm == "rms" else x - mean.unsqueeze(-1)).square().mean(-1)
-    computed = torch.float64 if t.x.dtype is torch.float64 else torch.float32
-    eps = torch.finfo(computed).eps if call.eps is None else call.eps
-    invstd = (var + eps).rsqrt()
-    return torch.stack([invstd] if call.norm == "rms" else [mean, invstd])
+def ended(call: Call, residual: Tensor | None, y: Tensor) -> Tensor:
+    """Return `y` with what is fused elsewhere: the residual, then the activation."""
+    if residual is not None:
+        y = y + residual
+    if call.activation is None:
+        return y
+    options = (call.negative_slope,) if call.activation == "leaky_relu" else ()
+    return FUNCTIONS[call.activation](y, *options)
 
 
 def gradients(call: Call, t: Tensors, dy: Tensor, statistics: Tensor) -> list[Tensor | None]:
@@ -58,7 +49,7 @@ def gradients(call: Call, t: Tensors, dy: Tensor, statistics: Tensor) -> list[Te
         given = [_alias(tensor) for tensor in t[:4]]
         aliased = Tensors(*given)
         if call.norm == "batch" and not call.training:
-            y = _ended(call, aliased, _scaled(aliased, *statistics))
+            y = ended(call, aliased.residual, _scaled(aliased, *statistics))
         else:
             y = normalise(call, aliased)
         wanted = [tensor for tensor in given if tensor is not None]
@@ -98,13 +89,3 @@ def _scaled(t: Tensors, mean: Tensor, invstd: Tensor) -> Tensor:
     if t.bias is not None:
         y = y + t.bias.view(shape)
     return y.to(t.x.dtype)
-
-
-def _ended(call: Call, t: Tensors, y: Tensor) -> Tensor:
-    # What is fused elsewhere: the residual, then the activation.
-    if t.residual is not None:
-        y = y + t.residual
-    if call.activation is None:
-        return y
-    options = (call.negative_slope,) if call.activation == "leaky_relu" else ()
-    return FUNCTIONS[call.activation](y, *options)

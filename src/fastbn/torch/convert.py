@@ -1,91 +1,160 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""PyTorch's modules into those of fastbn, and back.
+"""PyTorch's norms on fastbn's kernels in one model, and back.
 
-A module keeps its identity: only its class changes. So hooks, parameters, optimisers,
-modules that are used twice, and everything that holds on to them, stay as they are.
+A module keeps its class and all else: only its forward function is another one (`_forward.py`).
+In a graph (compiled, exported, traced, transformed) it is the class's own again.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import logging
+import warnings
+from collections import Counter
+from typing import Any, TypeVar
 
 from torch import nn
+from torch.compiler import is_compiling
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
-from fastbn.torch import fuse as fusion
-from fastbn.torch import modules
+from fastbn.torch import _direct, modules
+from fastbn.torch._forward import Forward, function_of, is_replaceable
+from fastbn.torch.fuse import fuse as fuse_
+from fastbn.torch.fuse import unfuse
 
 Model = TypeVar("Model", bound=nn.Module)
 
-#: Of exactly these classes: what a subclass does, nobody here knows.
-CLASSES = {
-    getattr(nn, name): getattr(modules, name)
+_log = logging.getLogger("fastbn.torch")
+
+NORMS = _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm
+#: By the class of fastbn: PyTorch's.
+BACK = {
+    getattr(modules, name): getattr(nn, name)
     for name in [
         "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "RMSNorm", "GroupNorm",
         "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
     ]
 }  # fmt: skip
-BACK = {ours: theirs for theirs, ours in CLASSES.items()}
+
+
+class _Converted(Forward):
+    """The forward function of a norm, by fastbn's kernels where they can."""
+
+    __slots__ = ()
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and not is_compiling() and _direct.are_plain(args):
+            return modules.KINDS[type(self.module).forward](self.module, args[0])
+        return super().run(*args, **kwargs)
 
 
 def convert(model: Model, *, fuse: bool = False) -> Model:
-    """Turn the normalisation modules of `model` into those of fastbn, in place.
+    """Let the norms of `model` run on fastbn's kernels, in place.
 
     Parameters
     ----------
     model : Module
-        Changed in place; itself, too, where it is such a module.
+        Changed in place: each batch, layer, RMS, group and instance norm in it, or itself, gets
+        another forward function, and nothing else. It keeps its class, parameters, hooks and
+        mode.
     fuse : bool, default False
-        Let a batch norm do the ReLU or ReLU6 after it, or the addition and one of them, where
-        ``torch.fx`` can see that nothing else needs what is between. The result is
-        then another module, a ``torch.fx.GraphModule`` with the same submodules and
-        parameters. A model that cannot be traced, or whose graph depends on the mode
-        (training or not), is returned as without `fuse`, with a warning that says why.
+        Also `fuse` it: ``convert(model, fuse=True)`` is ``fuse(convert(model))``.
 
     Returns
     -------
     Module
-        `model`; with `fuse`, the graph module.
+        `model`.
+
+    Warns
+    -----
+    UserWarning
+        Of norms that were left as they are: subclasses of PyTorch's norms with a forward
+        function of their own, lazy modules that have not seen a batch, and other modules
+        that their class's name calls a norm. How many were converted, the logger
+        ``fastbn.torch`` says (level INFO).
 
     Notes
     -----
-    Modules of classes derived from PyTorch's are left alone, and so are lazy ones
-    that have not seen a batch.
+    ``torch.compile``, ``torch.export``, ``torch.jit``, ``torch.fx`` and ``torch.func`` see
+    PyTorch's norm, so what they make of the model needs no fastbn.
 
     Examples
     --------
     >>> import torch, fastbn.torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
-    >>> type(fastbn.torch.convert(model)[1])
-    <class 'fastbn.torch.modules.BatchNorm2d'>
+    >>> y = fastbn.torch.convert(model)(torch.randn(4, 3, 9, 9))
+    >>> y.grad_fn.name(), type(model[1]).__name__
+    ('NormaliseBackward', 'BatchNorm2d')
     """
+    converted, left = 0, Counter[str]()
     for module in model.modules():
-        module.__class__ = CLASSES.get(type(module), type(module))
-    return fusion.fused(model) if fuse else model
+        if _is_convertible(module):
+            _Converted(module).put()
+            converted += 1
+        elif _is_left(module):
+            left[_name(type(module))] += 1
+    _log.info("convert: %d norms converted, %d left", converted, left.total())
+    if left:
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(left.items()))
+        warnings.warn(
+            f"convert: {converted} norms converted; left as they are: {names}", stacklevel=2
+        )
+    return fuse_(model) if fuse else model
 
 
 def restore(model: Model) -> Model:
-    """Undo `convert`, in place.
+    """Undo `convert`, and `fuse`, in place.
 
     Parameters
     ----------
     model : Module
-        What `convert` returned, or a copy of it. Training and loading since then are kept.
+        What `convert` returned, or a copy of it, or a module that wraps it. Training and
+        loading since then are kept. Modules of fastbn's own classes become PyTorch's.
 
     Returns
     -------
     Module
-        `model`, with PyTorch's modules. A graph module stays one, with additions and
-        activations of their own again; the model it was made from, which has the same
-        modules, is restored with it.
+        `model`.
 
     Examples
     --------
     >>> import torch, fastbn.torch
     >>> model = fastbn.torch.convert(torch.nn.Sequential(torch.nn.BatchNorm2d(8)))
-    >>> type(fastbn.torch.restore(model)[0])
-    <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
+    >>> y = fastbn.torch.restore(model)(torch.randn(4, 8, 9, 9))
+    >>> y.grad_fn.name()
+    'NativeBatchNormBackward0'
     """
-    fusion.separated(model)
-    for module in model.modules():
-        module.__class__ = BACK.get(type(module), type(module))
+    for module in unfuse(model).modules():
+        _Converted.remove(module)
+        if type(module) in BACK:
+            object.__setattr__(module, "__class__", BACK[type(module)])
     return model
+
+
+def _is_convertible(module: nn.Module) -> bool:
+    return (
+        isinstance(module, NORMS)
+        and not isinstance(module, tuple(BACK))
+        and is_replaceable(module)
+        and function_of(module) in modules.KINDS
+        and not _is_lazy(module)
+    )
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    tensors = *module._parameters.values(), *module._buffers.values()
+    return any(is_lazy(t) for t in tensors if t is not None)
+
+
+def _is_left(module: nn.Module) -> bool:
+    kind = type(module)
+    if isinstance(module, tuple(BACK)) or _Converted.of(module) is not None:
+        return False
+    if isinstance(module, NORMS):
+        return True
+    named = "norm" in kind.__name__.lower() and next(module.children(), None) is None
+    return named and not kind.__module__.startswith("torch.nn.modules")
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

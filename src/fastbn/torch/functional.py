@@ -8,15 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.nn import functional
 
 from fastbn._docs import filled
-from fastbn.torch import _direct, _formulas, _traced
-from fastbn.torch._call import Call, Tensors, is_traced
-
-#: Elements. For less than this, with nothing fused, PyTorch's batch, layer and group norm make
-#: fewer detours. (Its RMS and instance norm are made of many operators: slower at any size.)
-SMALL = 2048
+from fastbn.torch import _direct, _formulas
+from fastbn.torch._call import Call, Tensors
 
 
 @filled
@@ -55,7 +50,8 @@ def batch_norm(
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
-        Added before the activation. Another one that can be added is left to PyTorch.
+        Added before the activation. Of another shape or dtype, it is added as PyTorch adds
+        it; the result is then what the addition gives.
 
     Returns
     -------
@@ -81,10 +77,6 @@ def batch_norm(
     """
     if training and not is_first_time():
         running_mean = running_var = None
-    if is_small(input, activation, residual):
-        return functional.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
     call = "batch", (), training, momentum, eps, activation, negative_slope
     return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
 
@@ -117,7 +109,8 @@ def layer_norm(
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
-        Added before the activation. Another one that can be added is left to PyTorch.
+        Added before the activation. Of another shape or dtype, it is added as PyTorch adds
+        it; the result is then what the addition gives.
 
     Returns
     -------
@@ -141,8 +134,6 @@ def layer_norm(
     >>> fastbn.torch.layer_norm(x, [2], eps=1e-12).tolist()
     [[-1.0, 1.0], [-1.0, 1.0]]
     """
-    if is_small(input, activation, residual):
-        return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     call = "layer", tuple(normalized_shape), True, 0.0, eps, activation, negative_slope
     return _normalise(call, (input, weight, bias, residual, None, None))
 
@@ -175,7 +166,8 @@ def rms_norm(
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
-        Added before the activation. Another one that can be added is left to PyTorch.
+        Added before the activation. Of another shape or dtype, it is added as PyTorch adds
+        it; the result is then what the addition gives.
 
     Returns
     -------
@@ -230,7 +222,8 @@ def group_norm(
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
-        Added before the activation. Another one that can be added is left to PyTorch.
+        Added before the activation. Of another shape or dtype, it is added as PyTorch adds
+        it; the result is then what the addition gives.
 
     Returns
     -------
@@ -254,8 +247,6 @@ def group_norm(
     >>> fastbn.torch.group_norm(x, 2, eps=1e-12).tolist()
     [[[-1.0, 1.0], [-1.0, 1.0]]]
     """
-    if is_small(input, activation, residual):
-        return functional.group_norm(input, num_groups, weight, bias, eps)
     call = "group", (num_groups,), True, 0.0, eps, activation, negative_slope
     return _normalise(call, (input, weight, bias, residual, None, None))
 
@@ -296,7 +287,8 @@ def instance_norm(
     negative_slope : float, default 0.01
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
-        Added before the activation. Another one that can be added is left to PyTorch.
+        Added before the activation. Of another shape or dtype, it is added as PyTorch adds
+        it; the result is then what the addition gives.
 
     Returns
     -------
@@ -340,13 +332,6 @@ def is_first_time() -> bool:
     return is_compiling() or torch._C._current_graph_task_id() == -1
 
 
-def is_small(x: Tensor, activation: str | None, residual: Tensor | None) -> bool:
-    """Say whether the call is left to PyTorch, as its overhead would be most of its time."""
-    if activation is not None or residual is not None or is_compiling():
-        return False
-    return isinstance(x, Tensor) and x.numel() < SMALL
-
-
 def _normalise(call: tuple, t: tuple) -> Tensor:
     # Plain tuples: to name their parts would take longer than the call may.
     if not is_compiling():
@@ -354,7 +339,5 @@ def _normalise(call: tuple, t: tuple) -> Tensor:
             return _direct.normalise(call, t)
         except _direct.RefusedError:
             pass  # PyTorch's function takes it, or has its own words for the error
-    if is_traced(call[0], t[0]) and (t[3] is None or t[3].shape == t[0].shape):
-        return _traced.normalise(Call(*call), Tensors(*t))
-    # Subclasses with functions of their own see PyTorch's public ones.
+    # Graphs, transformations and subclasses see PyTorch's public functions.
     return _formulas.normalise(Call(*call), Tensors(*t))
