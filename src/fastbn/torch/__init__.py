@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Normalisation for PyTorch on the CPU: functions with autograd, modules, conversion.
 
+    dispatch.py                 fastbn's kernels in PyTorch's dispatcher: enable, disable
+        _dispatcher.pyx             the kernels, through PyTorch's stable C interface
     modules.py, convert.py      PyTorch's modules, and these in their place
     functional.py               names, defaults; which way a call goes:
         _direct.pyx                 eager: fastbn.h on the tensors' memory, an autograd.Function
@@ -23,6 +25,7 @@ if not hasattr(_torch.Tensor, "__dlpack_c_exchange_api__"):
     )
 
 from fastbn.torch.convert import convert, restore
+from fastbn.torch.dispatch import disable, enable, enabled, is_enabled
 from fastbn.torch.functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fastbn.torch.modules import (
     BatchNorm1d,
@@ -48,8 +51,12 @@ __all__ = [
     "RMSNorm",
     "batch_norm",
     "convert",
+    "disable",
+    "enable",
+    "enabled",
     "group_norm",
     "instance_norm",
+    "is_enabled",
     "layer_norm",
     "restore",
     "rms_norm",
