@@ -13,7 +13,7 @@ its own; what PyTorch's own kernel raised is thrown again, in kind and words.
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 
 from fastbn cimport *
 from fastbn.engine cimport core
@@ -24,12 +24,15 @@ from fastbn import _forks
 ctypedef uint64_t Value     # a tensor, a number, or a pointer to a Value: one that may be None
 ctypedef void* Tensor
 ctypedef void (*Kernel)(Value*, uint64_t, uint64_t) noexcept nogil
+ctypedef int32_t (*Constant)() noexcept nogil
+ctypedef int (*Deleter)(Value*) noexcept nogil
 
 cdef extern from "_threads.h" nogil:
     bint forked()
     void notice_forks(bint forked_before)
 
 cdef extern from "_throw.h" nogil:
+    const char* CANNOT_CALL
     int failed()
     void keep_failure(int kind, const char* text, size_t length)
     void throw_failure()
@@ -59,13 +62,14 @@ cdef struct Functions:
     int (*view)(Tensor, int64_t, const int64_t*, const int64_t*, int64_t, Tensor*) noexcept nogil
     int (*copy)(Tensor, Tensor, int32_t) noexcept nogil
     int (*undefined)(Tensor*) noexcept nogil
+    int (*is_defined)(Tensor, unsigned char*) noexcept nogil
     int (*delete)(Tensor) noexcept nogil
     int (*list_item)(void*, size_t, Value*) noexcept nogil
     int (*delete_list)(void*) noexcept nogil
     int (*call)(const char*, const char*, Value*, uint64_t) noexcept nogil
     int (*threads)(uint32_t*) noexcept nogil
     int (*new_library)(const char*, const char*, const char*, uint32_t, void**) noexcept nogil
-    int (*register)(void*, const char*, Kernel, uint64_t) noexcept nogil
+    int (*add_kernel)(void*, const char*, Kernel, uint64_t) noexcept nogil
     int (*delete_library)(void*) noexcept nogil
 
 #: In the order of `Functions`.
@@ -74,7 +78,8 @@ NAMES = (
     "aoti_torch_get_dtype", "aoti_torch_get_layout", "aoti_torch_get_device_type",
     "aoti_torch_get_storage_size", "aoti_torch_get_storage_offset",
     "torch_get_mutable_data_ptr", "aoti_torch_empty_strided", "aoti_torch__reinterpret_tensor",
-    "aoti_torch_copy_", "aoti_torch_new_uninitialized_tensor", "aoti_torch_delete_tensor_object",
+    "aoti_torch_copy_", "aoti_torch_new_uninitialized_tensor", "aoti_torch_is_defined",
+    "aoti_torch_delete_tensor_object",
     "torch_list_get_item", "torch_delete_list", "torch_call_dispatcher",
     "torch_get_num_threads", "aoti_torch_library_init_impl", "torch_library_impl",
     "aoti_torch_delete_library_object")
@@ -89,7 +94,7 @@ cdef Functions torch
 cdef int32_t[5] dtypes      # by the numbers of fastbn.h less 1; then uint8
 cdef int32_t strided, cpu
 cdef uint64_t abi = (<uint64_t>2 << 56) | (<uint64_t>10 << 48)    # of PyTorch 2.10
-cdef int (*delete_value)(Value*) noexcept nogil = NULL
+cdef Deleter delete_value = NULL
 
 
 def look_up(addresses, constants, deleter, throwers, allocators):
@@ -98,11 +103,11 @@ def look_up(addresses, constants, deleter, throwers, allocators):
     cdef void** to = <void**>&torch
     for i, address in enumerate(addresses):
         to[i] = <void*><uintptr_t>address
-    numbers = [(<int32_t (*)() noexcept nogil><uintptr_t>address)() for address in constants]
+    numbers = [(<Constant><uintptr_t>address)() for address in constants]
     for i in range(5):
         dtypes[i] = numbers[i]
     strided, cpu = numbers[5], numbers[6]
-    delete_value = <int (*)(Value*) noexcept nogil><uintptr_t>(deleter or 0)
+    delete_value = <Deleter><uintptr_t>deleter
     for kind, (constructor, typeinfo) in enumerate(throwers):
         set_thrower(kind, <void*><uintptr_t>constructor, <void*><uintptr_t>typeinfo)
     allocate, throw_, check = allocators
@@ -150,7 +155,10 @@ cdef inline int size_of(int dtype) noexcept nogil:
 
 
 cdef inline Tensor optional(Value v) noexcept nogil:
-    return <Tensor>(<Value*>v)[0] if v else NULL
+    # NULL for None, and for a tensor that is not defined.
+    cdef unsigned char is_defined = 0
+    cdef Tensor t = <Tensor>(<Value*>v)[0] if v else NULL
+    return t if t != NULL and torch.is_defined(t, &is_defined) == 0 and is_defined else NULL
 
 
 cdef inline double real(Value v) noexcept nogil:
@@ -207,6 +215,7 @@ cdef Tensor new_vector(int dtype, int64_t n) noexcept nogil:
 
 cdef struct Vector:
     Tensor given            # NULL: there is none
+    int dtype               # of `given`
     Tensor copy             # NULL: `given` itself is used
     void* data
 
@@ -220,7 +229,7 @@ cdef bint take_vector(Tensor t, const Description* x, Vector* v) noexcept nogil:
         return False
     if d.dtype != x.dtype and (d.dtype != FASTBN_FLOAT32 or x.dtype == FASTBN_FLOAT64):
         return False
-    v.given, v.data = t, d.data
+    v.given, v.dtype, v.data = t, d.dtype, d.data
     if d.dtype == vector_dtype(x) and (d.strides[0] == 1 or d.sizes[0] == 1):
         return True
     v.copy = new_vector(vector_dtype(x), x.sizes[1])
@@ -299,7 +308,7 @@ cdef bint read_statistics(Tensor t, int64_t n, double* to) noexcept nogil:
             to[i] = (<float*>d.data)[i * d.strides[0]]
     if d.dtype == FASTBN_FLOAT64 or torch.get_storage_size(t, &bytes) or d.strides[0] != 1:
         return True
-    if bytes < exact_from(n, d.dtype) + 8 * (n + 1) or bytes > exact_from(n, d.dtype) + 8 * n + 8:
+    if bytes != exact_from(n, d.dtype) + 8 * (n + 1):
         return True
     if torch.get_storage_offset(t, &offset) or offset != 0:
         return True
@@ -388,19 +397,29 @@ cdef bint take_forward(Value* stack, const Places* p, Forward* f) noexcept nogil
     if not (take_vector(optional(stack[1]), &f.x, &f.weight)
             and take_vector(optional(stack[2]), &f.x, &f.bias)
             and take_vector(mean, &f.x, &f.running_mean)
-            and take_vector(var, &f.x, &f.running_var)):
+            and take_vector(var, &f.x, &f.running_var)
+            and agree(&f.weight, &f.bias) and agree(&f.weight, &f.running_mean)
+            and agree(&f.bias, &f.running_mean)
+            and agree(&f.running_mean, &f.running_var)):
         return False
-    f.saved = saved_dtype(&f.x, &f.weight, &f.bias, &f.running_mean)
+    f.saved = saved_dtype(f)
     return f.saved == FASTBN_FLOAT32 or f.saved == FASTBN_FLOAT64
 
 
-cdef int saved_dtype(const Description* x, const Vector* weight, const Vector* bias,
-                     const Vector* running) noexcept nogil:
-    # float32 beside half precision if a vector is so.
-    cdef bint any_float = ((weight.given != NULL and weight.copy == NULL)
-                           or (bias.given != NULL and bias.copy == NULL)
-                           or (running.given != NULL and running.copy == NULL))
-    return FASTBN_FLOAT32 if any_float and x.dtype != FASTBN_FLOAT64 else x.dtype
+cdef bint agree(const Vector* a, const Vector* b) noexcept nogil:
+    # PyTorch refuses vectors of different types, in its own words.
+    return a.given == NULL or b.given == NULL or a.dtype == b.dtype
+
+
+cdef int saved_dtype(const Forward* f) noexcept nogil:
+    # That of the vectors, if there are any: float32 beside half precision.
+    if f.weight.given != NULL:
+        return f.weight.dtype
+    if f.bias.given != NULL:
+        return f.bias.dtype
+    if f.running_mean.given != NULL:
+        return f.running_mean.dtype
+    return f.x.dtype
 
 
 cdef bint compute_forward(Value* stack, const Places* p, Forward* f) noexcept nogil:
@@ -444,7 +463,7 @@ cdef void drop(Tensor t) noexcept nogil:
 
 cdef void drop_optional(Value v) noexcept nogil:
     if v:
-        torch.delete(optional(v))
+        torch.delete(<Tensor>(<Value*>v)[0])
         if delete_value != NULL:
             delete_value(<Value*>v)
         else:
@@ -453,7 +472,9 @@ cdef void drop_optional(Value v) noexcept nogil:
 
 cdef void pass_on(const Places* p, Value* stack) noexcept nogil:
     # To PyTorch's own kernel; what it raised is thrown, and no result is left.
-    cdef int i, code = torch.call(p.own, "", stack, abi)
+    cdef int i, code = torch.call(p.own, b"", stack, abi)
+    if code != 0 and not failed():
+        keep_failure(0, CANNOT_CALL, strlen(CANNOT_CALL))
     if failed():
         if code == 0:
             for i in range(p.outputs):
@@ -634,16 +655,16 @@ cdef enum:
     OPERATORS = 6
 
 cdef Places[OPERATORS] places
-places[0] = Places("native_batch_norm", "fastbn_pytorch::native_batch_norm", 3, True, 5, 6, 7, 3)
-places[1] = Places("_native_batch_norm_legit", "fastbn_pytorch::_native_batch_norm_legit",
+places[0] = Places(b"native_batch_norm", b"fastbn_pytorch::native_batch_norm", 3, True, 5, 6, 7, 3)
+places[1] = Places(b"_native_batch_norm_legit", b"fastbn_pytorch::_native_batch_norm_legit",
                    3, False, 5, 6, 7, 3)
-places[2] = Places("_native_batch_norm_legit.no_stats",
-                   "fastbn_pytorch::_native_batch_norm_legit_no_stats", -1, False, 3, 4, 5, 3)
-places[3] = Places("_batch_norm_with_update", "fastbn_pytorch::_batch_norm_with_update",
+places[2] = Places(b"_native_batch_norm_legit.no_stats",
+                   b"fastbn_pytorch::_native_batch_norm_legit_no_stats", -1, False, 3, 4, 5, 3)
+places[3] = Places(b"_batch_norm_with_update", b"fastbn_pytorch::_batch_norm_with_update",
                    3, False, -1, 5, 6, 4)
-places[4] = Places("native_batch_norm_backward", "fastbn_pytorch::native_batch_norm_backward",
+places[4] = Places(b"native_batch_norm_backward", b"fastbn_pytorch::native_batch_norm_backward",
                    3, True, 7, 0, 8, 3)
-places[5] = Places("batch_norm_backward", "fastbn_pytorch::batch_norm_backward",
+places[5] = Places(b"batch_norm_backward", b"fastbn_pytorch::batch_norm_backward",
                    3, False, 7, 0, 8, 3)
 
 
@@ -684,10 +705,10 @@ def register(names):
     global library
     if library != NULL:
         raise RuntimeError("the kernels are registered")
-    if torch.new_library("aten", "CPU", "fastbn", 0, &library):
+    if torch.new_library(b"aten", b"CPU", b"fastbn", 0, &library):
         raise RuntimeError("PyTorch refused a library of kernels")
     for i in range(OPERATORS):
-        if places[i].name.decode() in names and torch.register(
+        if places[i].name.decode() in names and torch.add_kernel(
                 library, places[i].name, kernels[i], abi):
             unregister()
             raise RuntimeError(f"PyTorch refused a kernel of {places[i].name.decode()}")

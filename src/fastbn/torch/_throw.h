@@ -16,7 +16,8 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-enum { THROWN_KINDS = 5, EXCEPTION_SIZE = 1024, PLAIN = 0 };
+enum { THROWN_KINDS = 5, EXCEPTION_SIZE = 1024 };
+#define CANNOT_CALL "PyTorch's own kernel could not be called"
 
 /* c10::SourceLocation and std::string, as libstdc++ and the Itanium ABI pass them. */
 struct location { const char *function, *file; uint32_t line; };
