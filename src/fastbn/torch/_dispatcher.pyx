@@ -13,7 +13,7 @@ its own; what PyTorch's own kernel raised is thrown again, in kind and words.
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, memset, strlen
 
 from fastbn cimport *
 from fastbn.engine cimport core
@@ -280,47 +280,87 @@ cdef Tensor new_statistics(int64_t n, int dtype, double** exact) noexcept nogil:
     return part
 
 
-cdef void round_statistics(Tensor t, int64_t n, int dtype, const double* exact) noexcept nogil:
+cdef Tensor rounded(const double* exact, int64_t n) noexcept nogil:
+    # A new tensor of float32; NULL: no memory.
+    cdef Tensor t = new_vector(FASTBN_FLOAT32, n)
     cdef void* data = NULL
     cdef int64_t i
-    cdef uint64_t mark = MARK
-    if dtype == FASTBN_FLOAT64 or torch.data(t, &data):
-        return
+    if t == NULL or torch.data(t, &data):
+        return t
     for i in range(n):
         (<float*>data)[i] = <float>exact[i]
-    memcpy(<void*>(exact + n), &mark, 8)
+    return t
+
+
+cdef bint round_vector(Tensor t, int64_t n, int dtype, const double* exact) noexcept nogil:
+    # Half precision by PyTorch's own conversion.
+    cdef Tensor single
+    cdef void* data = NULL
+    cdef int64_t i
+    cdef int code = 0
+    if dtype == FASTBN_FLOAT64:
+        return True
+    if dtype == FASTBN_FLOAT32:
+        code = torch.data(t, &data)
+        for i in range(n if code == 0 else 0):
+            (<float*>data)[i] = <float>exact[i]
+    else:
+        single = rounded(exact, n)
+        code = 1 if single == NULL else torch.copy(t, single, 0)
+        drop(single)
+    return code == 0
+
+
+cdef bint round_statistics(Tensor t, int64_t n, int dtype, const double* exact) noexcept nogil:
+    if dtype != FASTBN_FLOAT64:
+        memcpy(<void*>(exact + n), &MARK, 8)
+    return round_vector(t, n, dtype, exact)
+
+
+cdef const double* exact_statistics(Tensor t, const Description* d) noexcept nogil:
+    # Those behind the elements; NULL: the tensor is a copy, or another's.
+    cdef int64_t n = d.sizes[0], bytes = 0, offset = 0
+    cdef const double* exact
+    if torch.get_storage_size(t, &bytes) or torch.get_storage_offset(t, &offset):
+        return NULL
+    if offset != 0 or d.strides[0] != 1 or bytes != exact_from(n, d.dtype) + 8 * (n + 1):
+        return NULL
+    exact = <const double*>(<char*>d.data + exact_from(n, d.dtype))
+    return exact if memcmp(exact + n, &MARK, 8) == 0 else NULL
+
+
+cdef bint rounds_to(const double* exact, const Description* d) noexcept nogil:
+    # Are the elements still those that were rounded? Somebody may have written to them.
+    cdef int64_t n = d.sizes[0]
+    cdef Tensor again = new_vector(d.dtype, n)
+    cdef void* data = NULL
+    cdef bint same = False
+    if again != NULL:
+        same = (round_vector(again, n, d.dtype, exact) and torch.data(again, &data) == 0
+                and memcmp(data, d.data, n * size_of(d.dtype)) == 0)
+        torch.delete(again)
+    return same
 
 
 cdef bint read_statistics(Tensor t, int64_t n, double* to) noexcept nogil:
     # The numbers in float64, where they are still those that were rounded.
     cdef Description d
-    cdef int64_t bytes = 0, offset = 0, i
-    cdef uint64_t mark = 0
     cdef const double* exact
+    cdef Tensor wide
+    cdef void* data = NULL
+    cdef bint read
     if not describe(t, &d) or d.ndim != 1 or d.sizes[0] != n:
         return False
-    if not (d.dtype == FASTBN_FLOAT32 or d.dtype == FASTBN_FLOAT64):
-        return False
-    for i in range(n):
-        if d.dtype == FASTBN_FLOAT64:
-            to[i] = (<double*>d.data)[i * d.strides[0]]
-        else:
-            to[i] = (<float*>d.data)[i * d.strides[0]]
-    if d.dtype == FASTBN_FLOAT64 or torch.get_storage_size(t, &bytes) or d.strides[0] != 1:
+    exact = NULL if d.dtype == FASTBN_FLOAT64 else exact_statistics(t, &d)
+    if exact != NULL and rounds_to(exact, &d):
+        memcpy(to, exact, n * sizeof(double))
         return True
-    if bytes != exact_from(n, d.dtype) + 8 * (n + 1):
-        return True
-    if torch.get_storage_offset(t, &offset) or offset != 0:
-        return True
-    exact = <const double*>(<char*>d.data + exact_from(n, d.dtype))
-    memcpy(&mark, exact + n, 8)
-    if mark != MARK:
-        return True
-    for i in range(n):
-        if <float>exact[i] != (<float*>d.data)[i]:
-            return True
-    memcpy(to, exact, n * sizeof(double))
-    return True
+    wide = new_vector(FASTBN_FLOAT64, n)
+    read = wide != NULL and torch.copy(wide, t, 0) == 0 and torch.data(wide, &data) == 0
+    if read:
+        memcpy(to, data, n * sizeof(double))
+    drop(wide)
+    return read
 
 
 # ---- calls ---------------------------------------------------------------------------------
@@ -403,7 +443,7 @@ cdef bint take_forward(Value* stack, const Places* p, Forward* f) noexcept nogil
             and agree(&f.running_mean, &f.running_var)):
         return False
     f.saved = saved_dtype(f)
-    return f.saved == FASTBN_FLOAT32 or f.saved == FASTBN_FLOAT64
+    return True
 
 
 cdef bint agree(const Vector* a, const Vector* b) noexcept nogil:
