@@ -67,7 +67,8 @@ def enable() -> None:
 
     It acts on the whole process, on every thread, and is counted: as many calls of
     `disable` undo it. A graph whose forward ran before may run backward after, and
-    the other way round.
+    the other way round. No other thread may compute a norm while the state changes: the
+    process can crash (docs/torch.md).
 
     Raises
     ------
@@ -127,7 +128,8 @@ def enabled() -> Iterator[None]:
 
     Notes
     -----
-    Blocks nest, and those of other threads go on when one ends.
+    Blocks nest, and those of other threads go on when one ends. No other thread may compute
+    a norm while the state changes: the process can crash (docs/torch.md).
 
     Examples
     --------
