@@ -175,6 +175,7 @@ setup(
             module("_threads", openmp=True),
             module("_numpy.binding"),
             module("torch._direct"),
+            module("torch._dispatcher"),
             module("engine.core", openmp=True),
             *(kernels(level, dtype) for level in LEVELS for dtype in (*DTYPES, "images")),
         ],

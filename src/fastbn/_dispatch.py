@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 
 from fastbn import _build, _threads
@@ -62,6 +63,12 @@ def _choose() -> str:
     return forced or levels[0]
 
 
+def _torch_operators() -> list[str]:
+    # `import fastbn` does not import PyTorch: without fastbn.torch there are none.
+    module = sys.modules.get("fastbn.torch.dispatch")
+    return [] if module is None else list(module.operators())
+
+
 def show_config() -> dict[str, object]:
     """Return how this copy of fastbn was built and how it runs here.
 
@@ -73,7 +80,8 @@ def show_config() -> dict[str, object]:
         ``version``, ``isa`` (the CPU level in use), ``isa_available``,
         ``compiler``, ``flags``, ``openmp`` (the runtime in this process and
         the standard's version as a date; ``None``: built without threads),
-        ``threads`` and ``threads_from``.
+        ``threads``, ``threads_from`` and ``torch_operators`` (those of PyTorch whose
+        kernels are fastbn's now: `fastbn.torch.enable`).
 
     Examples
     --------
@@ -91,6 +99,7 @@ def show_config() -> dict[str, object]:
         "openmp": _threads.openmp(),
         "threads": _threads.get_num_threads(),
         "threads_from": _threads.source(),
+        "torch_operators": _torch_operators(),
     }
 
 

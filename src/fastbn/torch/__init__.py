@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Normalisation for PyTorch on the CPU: functions with autograd, modules, conversion, fusion.
 
+    dispatch.py                 fastbn's kernels in PyTorch's dispatcher: enable, disable
+        _dispatcher.pyx             the kernels, through PyTorch's stable C interface
     convert.py, fuse.py         another forward function for modules of a model
         modules.py                  what the forward function of each norm does
         _graphs.py                  what that of another module does, as a graph
@@ -27,6 +29,7 @@ if not hasattr(_torch.Tensor, "__dlpack_c_exchange_api__"):
     )
 
 from fastbn.torch.convert import convert, restore
+from fastbn.torch.dispatch import disable, enable, enabled, is_enabled
 from fastbn.torch.functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fastbn.torch.fuse import fuse, unfuse
 from fastbn.torch.modules import (
@@ -55,9 +58,13 @@ __all__ = [
     "SyncBatchNorm",
     "batch_norm",
     "convert",
+    "disable",
+    "enable",
+    "enabled",
     "fuse",
     "group_norm",
     "instance_norm",
+    "is_enabled",
     "layer_norm",
     "restore",
     "rms_norm",

@@ -1,0 +1,772 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Kernels for operators of PyTorch: batch norm, forward and backward, on the CPU.
+
+They are registered through PyTorch's stable C interface, whose functions `look_up` finds in
+the process: the build needs nothing of PyTorch. A kernel gets a stack of 64-bit values, owns
+them, and leaves its results in their place. What fastbn does not take, PyTorch's own kernel
+gets: operators of the namespace `fastbn_pytorch`, which dispatch.py defines, call it.
+
+May: compute without the GIL, on as many threads as PyTorch has. May not: raise an error of
+its own; what PyTorch's own kernel raised is thrown again, in kind and words.
+"""
+from libc.math cimport sqrt
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset, strlen
+
+from fastbn cimport *
+from fastbn.engine cimport core
+from fastbn.engine.request cimport Extras, Request
+
+from fastbn import _forks
+
+ctypedef uint64_t Value     # a tensor, a number, or a pointer to a Value: one that may be None
+ctypedef void* Tensor
+ctypedef void (*Kernel)(Value*, uint64_t, uint64_t) noexcept nogil
+ctypedef int32_t (*Constant)() noexcept nogil
+ctypedef int (*Deleter)(Value*) noexcept nogil
+
+cdef extern from "_threads.h" nogil:
+    bint forked()
+    void notice_forks(bint forked_before)
+
+cdef extern from "_throw.h" nogil:
+    const char* CANNOT_CALL
+    int failed()
+    void keep_failure(int kind, const char* text, size_t length)
+    void throw_failure()
+    void set_thrower(int kind, void* constructor, void* typeinfo)
+    void set_allocator(void* allocate, void* throw_, void* check)
+
+cdef enum:
+    PARALLEL_FROM = 512 << 10   # bytes of work, as in _threads.pyx
+
+# Stands behind float64 statistics that follow rounded ones.
+cdef uint64_t MARK = 0x6661737462
+
+# ---- PyTorch's functions -------------------------------------------------------------
+
+cdef struct Functions:
+    int (*get_dim)(Tensor, int64_t*) noexcept nogil
+    int (*get_sizes)(Tensor, int64_t**) noexcept nogil
+    int (*get_strides)(Tensor, int64_t**) noexcept nogil
+    int (*get_dtype)(Tensor, int32_t*) noexcept nogil
+    int (*get_layout)(Tensor, int32_t*) noexcept nogil
+    int (*get_device_type)(Tensor, int32_t*) noexcept nogil
+    int (*get_storage_size)(Tensor, int64_t*) noexcept nogil
+    int (*get_storage_offset)(Tensor, int64_t*) noexcept nogil
+    int (*data)(Tensor, void**) noexcept nogil
+    int (*empty)(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
+                 Tensor*) noexcept nogil
+    int (*view)(Tensor, int64_t, const int64_t*, const int64_t*, int64_t, Tensor*) noexcept nogil
+    int (*copy)(Tensor, Tensor, int32_t) noexcept nogil
+    int (*undefined)(Tensor*) noexcept nogil
+    int (*is_defined)(Tensor, unsigned char*) noexcept nogil
+    int (*delete)(Tensor) noexcept nogil
+    int (*list_item)(void*, size_t, Value*) noexcept nogil
+    int (*delete_list)(void*) noexcept nogil
+    int (*call)(const char*, const char*, Value*, uint64_t) noexcept nogil
+    int (*threads)(uint32_t*) noexcept nogil
+    int (*new_library)(const char*, const char*, const char*, uint32_t, void**) noexcept nogil
+    int (*add_kernel)(void*, const char*, Kernel, uint64_t) noexcept nogil
+    int (*delete_library)(void*) noexcept nogil
+
+#: In the order of `Functions`.
+NAMES = (
+    "aoti_torch_get_dim", "aoti_torch_get_sizes", "aoti_torch_get_strides",
+    "aoti_torch_get_dtype", "aoti_torch_get_layout", "aoti_torch_get_device_type",
+    "aoti_torch_get_storage_size", "aoti_torch_get_storage_offset",
+    "torch_get_mutable_data_ptr", "aoti_torch_empty_strided", "aoti_torch__reinterpret_tensor",
+    "aoti_torch_copy_", "aoti_torch_new_uninitialized_tensor", "aoti_torch_is_defined",
+    "aoti_torch_delete_tensor_object",
+    "torch_list_get_item", "torch_delete_list", "torch_call_dispatcher",
+    "torch_get_num_threads", "aoti_torch_library_init_impl", "torch_library_impl",
+    "aoti_torch_delete_library_object")
+
+#: Functions without arguments, that return what PyTorch calls its types, layout and device.
+CONSTANTS = (
+    "aoti_torch_dtype_float32", "aoti_torch_dtype_float64", "aoti_torch_dtype_float16",
+    "aoti_torch_dtype_bfloat16", "aoti_torch_dtype_uint8", "aoti_torch_layout_strided",
+    "aoti_torch_device_type_cpu")
+
+cdef Functions torch
+cdef bint on = False        # else all goes to PyTorch's own kernels
+cdef int32_t[5] dtypes      # by the numbers of fastbn.h less 1; then uint8
+cdef int32_t strided, cpu
+cdef uint64_t abi = (<uint64_t>2 << 56) | (<uint64_t>10 << 48)    # of PyTorch 2.10
+cdef Deleter delete_value = NULL
+
+
+def look_up(addresses, constants, deleter, throwers, allocators):
+    """Take the addresses of PyTorch's functions, in the order of `NAMES` and `CONSTANTS`."""
+    global strided, cpu, delete_value
+    cdef void** to = <void**>&torch
+    for i, address in enumerate(addresses):
+        to[i] = <void*><uintptr_t>address
+    numbers = [(<Constant><uintptr_t>address)() for address in constants]
+    for i in range(5):
+        dtypes[i] = numbers[i]
+    strided, cpu = numbers[5], numbers[6]
+    delete_value = <Deleter><uintptr_t>deleter
+    for kind, (constructor, typeinfo) in enumerate(throwers):
+        set_thrower(kind, <void*><uintptr_t>constructor, <void*><uintptr_t>typeinfo)
+    allocate, throw_, check = allocators
+    set_allocator(<void*><uintptr_t>allocate, <void*><uintptr_t>throw_, <void*><uintptr_t>check)
+
+
+def keep(int kind, str text):
+    """Keep what PyTorch's own kernel raised in this thread, for `pass_on`."""
+    encoded = text.encode()
+    keep_failure(kind, encoded, len(encoded))
+
+
+# ---- tensors ---------------------------------------------------------------------------
+
+cdef struct Description:
+    Tensor tensor
+    int dtype               # of fastbn.h; 0: none
+    int64_t ndim
+    int64_t* sizes
+    int64_t* strides
+    void* data
+
+
+cdef bint describe(Tensor t, Description* d) noexcept nogil:
+    cdef int32_t dtype, layout, device
+    cdef int i
+    memset(d, 0, sizeof(Description))
+    if t == NULL or torch.get_layout(t, &layout) or torch.get_device_type(t, &device):
+        return False
+    if layout != strided or device != cpu:
+        return False
+    if torch.get_dtype(t, &dtype) or torch.get_dim(t, &d.ndim):
+        return False
+    if torch.get_sizes(t, &d.sizes) or torch.get_strides(t, &d.strides):
+        return False
+    d.tensor = t
+    for i in range(4):
+        if dtypes[i] == dtype:
+            d.dtype = i + 1
+    return d.dtype > 0 and torch.data(t, &d.data) == 0
+
+
+cdef inline int size_of(int dtype) noexcept nogil:
+    return 4 if dtype == FASTBN_FLOAT32 else 8 if dtype == FASTBN_FLOAT64 else 2
+
+
+cdef inline Tensor optional(Value v) noexcept nogil:
+    # NULL for None, and for a tensor that is not defined.
+    cdef unsigned char is_defined = 0
+    cdef Tensor t = <Tensor>(<Value*>v)[0] if v else NULL
+    return t if t != NULL and torch.is_defined(t, &is_defined) == 0 and is_defined else NULL
+
+
+cdef inline double real(Value v) noexcept nogil:
+    cdef double number
+    memcpy(&number, &v, sizeof(double))
+    return number
+
+
+cdef void strides_of(const Description* x, bint channels_last, int64_t* strides) noexcept nogil:
+    cdef int64_t step = 1
+    cdef int i, axis
+    for i in range(<int>x.ndim):
+        axis = <int>x.ndim - 1 - i
+        if channels_last and axis > 0:
+            axis = 1 if i == 0 else axis + 1
+        strides[axis] = step
+        step *= x.sizes[axis]
+
+
+cdef bint is_in_order(const Description* x, const int64_t* strides) noexcept nogil:
+    cdef int axis
+    for axis in range(<int>x.ndim):
+        if x.sizes[axis] != 1 and x.strides[axis] != strides[axis]:
+            return False
+    return True
+
+
+cdef bint output_strides(const Description* x, int64_t* strides) noexcept nogil:
+    # PyTorch's own: contiguous if x can be read so, else channels_last.
+    strides_of(x, False, strides)
+    if is_in_order(x, strides):
+        return True
+    if not 4 <= x.ndim <= 5:
+        return False
+    strides_of(x, True, strides)
+    return is_in_order(x, strides)
+
+
+cdef Tensor new_tensor(int dtype, int64_t ndim, const int64_t* sizes,
+                       const int64_t* strides) noexcept nogil:
+    # `dtype` 5 is uint8.
+    cdef Tensor t = NULL
+    if torch.empty(ndim, sizes, strides, dtypes[dtype - 1], cpu, 0, &t):
+        return NULL
+    return t
+
+
+cdef Tensor new_vector(int dtype, int64_t n) noexcept nogil:
+    cdef int64_t step = 1
+    return new_tensor(dtype, 1, &n, &step)
+
+
+# ---- vectors: parameters, their gradients, running statistics ----------------------------
+
+cdef struct Vector:
+    Tensor given            # NULL: there is none
+    int dtype               # of `given`
+    Tensor copy             # NULL: `given` itself is used
+    void* data
+
+
+cdef bint take_vector(Tensor t, const Description* x, Vector* v) noexcept nogil:
+    cdef Description d
+    memset(v, 0, sizeof(Vector))
+    if t == NULL:
+        return True
+    if not describe(t, &d) or d.ndim != 1 or d.sizes[0] != x.sizes[1]:
+        return False
+    if d.dtype != x.dtype and (d.dtype != FASTBN_FLOAT32 or x.dtype == FASTBN_FLOAT64):
+        return False
+    v.given, v.dtype, v.data = t, d.dtype, d.data
+    if d.dtype == vector_dtype(x) and (d.strides[0] == 1 or d.sizes[0] == 1):
+        return True
+    v.copy = new_vector(vector_dtype(x), x.sizes[1])
+    return (v.copy != NULL and torch.copy(v.copy, t, 0) == 0
+            and torch.data(v.copy, &v.data) == 0)
+
+
+cdef inline int vector_dtype(const Description* x) noexcept nogil:
+    return FASTBN_FLOAT64 if x.dtype == FASTBN_FLOAT64 else FASTBN_FLOAT32
+
+
+cdef void write_back(Vector* v) noexcept nogil:
+    if v.copy != NULL:
+        torch.copy(v.given, v.copy, 0)
+
+
+cdef void drop_vector(Vector* v) noexcept nogil:
+    if v.copy != NULL:
+        torch.delete(v.copy)
+    v.copy = NULL
+
+
+# ---- saved statistics --------------------------------------------------------------------
+# PyTorch's own backward reads them, so they have its type: float32. Behind them in the same
+# storage lie the numbers in float64, and a mark. A copy of the elements has lost them.
+
+cdef int64_t exact_from(int64_t n, int dtype) noexcept nogil:
+    return (n * size_of(dtype) + 7) // 8 * 8
+
+
+cdef Tensor new_statistics(int64_t n, int dtype, double** exact) noexcept nogil:
+    cdef int64_t step = 1
+    cdef int64_t bytes = exact_from(n, dtype) + 8 * (n + 1)
+    cdef Tensor whole, part = NULL
+    cdef void* data = NULL
+    if dtype == FASTBN_FLOAT64:
+        whole = new_vector(dtype, n)
+        if whole != NULL and torch.data(whole, &data) == 0:
+            exact[0] = <double*>data
+        return whole
+    whole = new_vector(dtype, bytes // size_of(dtype))
+    if whole == NULL:
+        return NULL
+    if torch.data(whole, &data) or torch.view(whole, 1, &n, &step, 0, &part):
+        part = NULL
+    torch.delete(whole)
+    exact[0] = <double*>(<char*>data + exact_from(n, dtype))
+    return part
+
+
+cdef Tensor rounded(const double* exact, int64_t n) noexcept nogil:
+    # A new tensor of float32; NULL: no memory.
+    cdef Tensor t = new_vector(FASTBN_FLOAT32, n)
+    cdef void* data = NULL
+    cdef int64_t i
+    if t == NULL or torch.data(t, &data):
+        return t
+    for i in range(n):
+        (<float*>data)[i] = <float>exact[i]
+    return t
+
+
+cdef bint round_vector(Tensor t, int64_t n, int dtype, const double* exact) noexcept nogil:
+    # Half precision by PyTorch's own conversion.
+    cdef Tensor single
+    cdef void* data = NULL
+    cdef int64_t i
+    cdef int code = 0
+    if dtype == FASTBN_FLOAT64:
+        return True
+    if dtype == FASTBN_FLOAT32:
+        code = torch.data(t, &data)
+        for i in range(n if code == 0 else 0):
+            (<float*>data)[i] = <float>exact[i]
+    else:
+        single = rounded(exact, n)
+        code = 1 if single == NULL else torch.copy(t, single, 0)
+        drop(single)
+    return code == 0
+
+
+cdef bint round_statistics(Tensor t, int64_t n, int dtype, const double* exact) noexcept nogil:
+    if dtype != FASTBN_FLOAT64:
+        memcpy(<void*>(exact + n), &MARK, 8)
+    return round_vector(t, n, dtype, exact)
+
+
+cdef const double* exact_statistics(Tensor t, const Description* d) noexcept nogil:
+    # Those behind the elements; NULL: the tensor is a copy, or another's.
+    cdef int64_t n = d.sizes[0], bytes = 0, offset = 0
+    cdef const double* exact
+    if torch.get_storage_size(t, &bytes) or torch.get_storage_offset(t, &offset):
+        return NULL
+    if offset != 0 or d.strides[0] != 1 or bytes != exact_from(n, d.dtype) + 8 * (n + 1):
+        return NULL
+    exact = <const double*>(<char*>d.data + exact_from(n, d.dtype))
+    return exact if memcmp(exact + n, &MARK, 8) == 0 else NULL
+
+
+cdef bint rounds_to(const double* exact, const Description* d) noexcept nogil:
+    # Are the elements still those that were rounded? Somebody may have written to them.
+    cdef int64_t n = d.sizes[0]
+    cdef Tensor again = new_vector(d.dtype, n)
+    cdef void* data = NULL
+    cdef bint same = False
+    if again != NULL:
+        same = (round_vector(again, n, d.dtype, exact) and torch.data(again, &data) == 0
+                and memcmp(data, d.data, n * size_of(d.dtype)) == 0)
+        torch.delete(again)
+    return same
+
+
+cdef bint read_statistics(Tensor t, int64_t n, double* to) noexcept nogil:
+    # The numbers in float64, where they are still those that were rounded.
+    cdef Description d
+    cdef const double* exact
+    cdef Tensor wide
+    cdef void* data = NULL
+    cdef bint read
+    if not describe(t, &d) or d.ndim != 1 or d.sizes[0] != n:
+        return False
+    exact = NULL if d.dtype == FASTBN_FLOAT64 else exact_statistics(t, &d)
+    if exact != NULL and rounds_to(exact, &d):
+        memcpy(to, exact, n * sizeof(double))
+        return True
+    wide = new_vector(FASTBN_FLOAT64, n)
+    read = wide != NULL and torch.copy(wide, t, 0) == 0 and torch.data(wide, &data) == 0
+    if read:
+        memcpy(to, data, n * sizeof(double))
+    drop(wide)
+    return read
+
+
+# ---- calls ---------------------------------------------------------------------------------
+
+cdef void begin_call(fastbn_call* c, const Description* x) noexcept nogil:
+    memset(c, 0, sizeof(fastbn_call))
+    c.struct_size = sizeof(fastbn_call)
+    c.norm, c.dtype, c.vector_dtype = FASTBN_BATCH_NORM, x.dtype, vector_dtype(x)
+    c.ndim, c.shape, c.channel_axis = <int32_t>x.ndim, <const Py_ssize_t*>x.sizes, 1
+    c.x.data, c.x.strides = x.data, <const Py_ssize_t*>x.strides
+
+
+cdef bint run(fastbn_call* c) noexcept nogil:
+    cdef Extras extras
+    cdef Request request
+    cdef uint32_t threads = 1
+    cdef int code
+    memset(&extras, 0, sizeof(Extras))
+    extras.new_outputs = True
+    if core.understand(c, &extras, &request) != FASTBN_OK or request.empty:
+        return False
+    if core.work_of(&request) >= PARALLEL_FROM and not forked():
+        torch.threads(&threads)
+    code = core.run(&request, <int>threads)
+    if code == FASTBN_OK:
+        core.commit(&request)
+    core.release(&request)
+    return code == FASTBN_OK
+
+
+cdef bint is_taken(const Description* x, int64_t* strides) noexcept nogil:
+    cdef int axis
+    if not 2 <= x.ndim <= 16:
+        return False
+    for axis in range(<int>x.ndim):
+        if x.sizes[axis] == 0:
+            return False
+    return output_strides(x, strides)
+
+
+# Where the arguments of an operator stand on the stack.
+cdef struct Places:
+    const char* name
+    const char* own         # the operator that calls PyTorch's own kernel
+    int running             # -1: none
+    bint running_optional
+    int training            # -1: always
+    int momentum
+    int eps
+    int outputs
+
+
+cdef struct Forward:
+    Description x
+    int64_t[16] strides
+    Vector weight, bias, running_mean, running_var
+    bint training
+    int saved               # dtype of saved statistics
+    Tensor y, mean, invstd
+
+
+cdef bint take_forward(Value* stack, const Places* p, Forward* f) noexcept nogil:
+    cdef Tensor mean = NULL, var = NULL
+    memset(f, 0, sizeof(Forward))
+    if not describe(<Tensor>stack[0], &f.x) or not is_taken(&f.x, f.strides):
+        return False
+    f.training = p.training < 0 or (stack[p.training] & 0xff) != 0
+    if p.running >= 0 and p.running_optional:
+        mean, var = optional(stack[p.running]), optional(stack[p.running + 1])
+    elif p.running >= 0:
+        mean, var = <Tensor>stack[p.running], <Tensor>stack[p.running + 1]
+    if (mean == NULL) != (var == NULL) or (mean == NULL and not f.training):
+        return False
+    if not (take_vector(optional(stack[1]), &f.x, &f.weight)
+            and take_vector(optional(stack[2]), &f.x, &f.bias)
+            and take_vector(mean, &f.x, &f.running_mean)
+            and take_vector(var, &f.x, &f.running_var)
+            and agree(&f.weight, &f.bias) and agree(&f.weight, &f.running_mean)
+            and agree(&f.bias, &f.running_mean)
+            and agree(&f.running_mean, &f.running_var)):
+        return False
+    f.saved = saved_dtype(f)
+    return True
+
+
+cdef bint agree(const Vector* a, const Vector* b) noexcept nogil:
+    # PyTorch refuses vectors of different types, in its own words.
+    return a.given == NULL or b.given == NULL or a.dtype == b.dtype
+
+
+cdef int saved_dtype(const Forward* f) noexcept nogil:
+    # That of the vectors, if there are any: float32 beside half precision.
+    if f.weight.given != NULL:
+        return f.weight.dtype
+    if f.bias.given != NULL:
+        return f.bias.dtype
+    if f.running_mean.given != NULL:
+        return f.running_mean.dtype
+    return f.x.dtype
+
+
+cdef bint compute_forward(Value* stack, const Places* p, Forward* f) noexcept nogil:
+    cdef fastbn_call c
+    cdef int64_t n = f.x.sizes[1]
+    begin_call(&c, &f.x)
+    c.operation = FASTBN_FORWARD if f.training else FASTBN_INFERENCE
+    c.momentum, c.eps = real(stack[p.momentum]), real(stack[p.eps])
+    c.weight, c.bias = f.weight.data, f.bias.data
+    c.running_mean, c.running_var = f.running_mean.data, f.running_var.data
+    f.y = new_tensor(f.x.dtype, f.x.ndim, f.x.sizes, f.strides)
+    if f.training:
+        f.mean = new_statistics(n, f.saved, &c.mean)
+        f.invstd = new_statistics(n, f.saved, &c.invstd)
+    else:
+        f.mean, f.invstd = new_vector(f.saved, 0), new_vector(f.saved, 0)
+    if f.y == NULL or f.mean == NULL or f.invstd == NULL or torch.data(f.y, &c.out.data):
+        return False
+    c.out.strides = <const Py_ssize_t*>f.strides
+    if not run(&c):
+        return False
+    if f.training:
+        round_statistics(f.mean, n, f.saved, c.mean)
+        round_statistics(f.invstd, n, f.saved, c.invstd)
+        write_back(&f.running_mean)
+        write_back(&f.running_var)
+    return True
+
+
+cdef void drop_forward(Forward* f) noexcept nogil:
+    drop_vector(&f.weight)
+    drop_vector(&f.bias)
+    drop_vector(&f.running_mean)
+    drop_vector(&f.running_var)
+
+
+cdef void drop(Tensor t) noexcept nogil:
+    if t != NULL:
+        torch.delete(t)
+
+
+cdef void drop_optional(Value v) noexcept nogil:
+    if v:
+        torch.delete(<Tensor>(<Value*>v)[0])
+        if delete_value != NULL:
+            delete_value(<Value*>v)
+        else:
+            free(<void*>v)
+
+
+cdef void pass_on(const Places* p, Value* stack) noexcept nogil:
+    # To PyTorch's own kernel; what it raised is thrown, and no result is left.
+    cdef int i, code = torch.call(p.own, b"", stack, abi)
+    if code != 0 and not failed():
+        keep_failure(0, CANNOT_CALL, strlen(CANNOT_CALL))
+    if failed():
+        if code == 0:
+            for i in range(p.outputs):
+                drop(<Tensor>stack[i])
+        throw_failure()
+
+
+cdef void forward(const Places* p, Value* stack) noexcept nogil:
+    cdef Forward f
+    if not on:
+        pass_on(p, stack)
+        return
+    if not (take_forward(stack, p, &f) and compute_forward(stack, p, &f)):
+        drop_forward(&f)
+        drop(f.y)
+        drop(f.mean)
+        drop(f.invstd)
+        pass_on(p, stack)
+        return
+    drop_forward(&f)
+    torch.delete(<Tensor>stack[0])
+    drop_optional(stack[1])
+    drop_optional(stack[2])
+    if p.running >= 0 and p.running_optional:
+        drop_optional(stack[p.running])
+        drop_optional(stack[p.running + 1])
+    elif p.running >= 0:
+        torch.delete(<Tensor>stack[p.running])
+        torch.delete(<Tensor>stack[p.running + 1])
+    stack[0], stack[1], stack[2] = <Value>f.y, <Value>f.mean, <Value>f.invstd
+    if p.outputs == 4:
+        stack[3] = <Value>new_vector(5, 0)
+
+
+# ---- backward --------------------------------------------------------------------------------
+
+cdef struct Backward:
+    Description x, dy
+    int64_t[16] strides
+    Vector weight, mean, var    # the last two: running statistics, in evaluation
+    Vector dweight, dbias
+    bint[3] wanted
+    Tensor ordered              # a copy of dy in the order of dx
+    Tensor dx
+    double* statistics
+    Tensor[3] results
+
+
+cdef bint take_mask(Value list_, bint* wanted) noexcept nogil:
+    cdef Value item
+    cdef int i
+    for i in range(3):
+        if torch.list_item(<void*>list_, i, &item):
+            return False
+        wanted[i] = (item & 0xff) != 0
+    return True
+
+
+cdef bint take_dy(Backward* b) noexcept nogil:
+    cdef int axis
+    if b.dy.dtype != b.x.dtype or b.dy.ndim != b.x.ndim:
+        return False
+    for axis in range(<int>b.x.ndim):
+        if b.dy.sizes[axis] != b.x.sizes[axis]:
+            return False
+    if is_in_order(&b.dy, b.strides):
+        return True
+    b.ordered = new_tensor(b.x.dtype, b.x.ndim, b.x.sizes, b.strides)
+    return (b.ordered != NULL and torch.copy(b.ordered, b.dy.tensor, 0) == 0
+            and describe(b.ordered, &b.dy))
+
+
+cdef bint take_statistics(Value* stack, const Places* p, Backward* b, bint train,
+                          double eps) noexcept nogil:
+    cdef int64_t i, n = b.x.sizes[1]
+    b.statistics = <double*>malloc(2 * n * sizeof(double))
+    if b.statistics == NULL:
+        return False
+    if train:
+        return (read_statistics(optional(stack[5]), n, b.statistics)
+                and read_statistics(optional(stack[6]), n, b.statistics + n))
+    if not (read_statistics(optional(stack[3]), n, b.statistics)
+            and read_statistics(optional(stack[4]), n, b.statistics + n)):
+        return False
+    for i in range(n):
+        b.statistics[n + i] = 1.0 / sqrt(b.statistics[n + i] + eps)
+    return True
+
+
+cdef bint new_gradient(Backward* b, bint wanted, Vector* v, Tensor* result) noexcept nogil:
+    # Of the type of the weight.
+    cdef Description d
+    if not wanted:
+        return True
+    if not describe(b.weight.given, &d):
+        return False
+    result[0] = new_vector(d.dtype, b.x.sizes[1])
+    return result[0] != NULL and take_vector(result[0], &b.x, v)
+
+
+cdef bint compute_backward(Value* stack, const Places* p, Backward* b) noexcept nogil:
+    cdef fastbn_call c
+    cdef bint train = (stack[7] & 0xff) != 0
+    memset(b, 0, sizeof(Backward))
+    if not (describe(<Tensor>stack[0], &b.dy) and describe(<Tensor>stack[1], &b.x)
+            and is_taken(&b.x, b.strides) and take_mask(stack[9], b.wanted) and take_dy(b)):
+        return False
+    if not (take_vector(weight_of(stack, p), &b.x, &b.weight)
+            and take_statistics(stack, p, b, train, real(stack[8]))
+            and new_gradient(b, b.wanted[1], &b.dweight, &b.results[1])
+            and new_gradient(b, b.wanted[2], &b.dbias, &b.results[2])):
+        return False
+    begin_call(&c, &b.x)
+    c.operation = FASTBN_BACKWARD if train else FASTBN_BACKWARD_INFERENCE
+    c.eps = real(stack[8])
+    c.dy.data, c.dy.strides = b.dy.data, <const Py_ssize_t*>b.dy.strides
+    c.weight, c.dweight, c.dbias = b.weight.data, b.dweight.data, b.dbias.data
+    c.mean, c.invstd = b.statistics, b.statistics + b.x.sizes[1]
+    b.dx = new_tensor(b.x.dtype, b.x.ndim, b.x.sizes, b.strides)
+    if b.dx == NULL or torch.data(b.dx, &c.out.data):
+        return False
+    c.out.strides = <const Py_ssize_t*>b.strides
+    if not run(&c):
+        return False
+    write_back(&b.dweight)
+    write_back(&b.dbias)
+    return True
+
+
+cdef inline Tensor weight_of(Value* stack, const Places* p) noexcept nogil:
+    return optional(stack[2]) if p.running_optional else <Tensor>stack[2]
+
+
+cdef void drop_backward(Backward* b) noexcept nogil:
+    drop_vector(&b.weight)
+    drop_vector(&b.dweight)
+    drop_vector(&b.dbias)
+    drop(b.ordered)
+    free(b.statistics)
+
+
+cdef void backward(const Places* p, Value* stack) noexcept nogil:
+    cdef Backward b
+    cdef int i
+    cdef bint done
+    if not on:
+        pass_on(p, stack)
+        return
+    done = compute_backward(stack, p, &b)
+    drop_backward(&b)
+    if done and not b.wanted[0]:
+        drop(b.dx)
+        b.dx = NULL
+    if not done:
+        drop(b.dx)
+        drop(b.results[1])
+        drop(b.results[2])
+        pass_on(p, stack)
+        return
+    torch.delete(<Tensor>stack[0])
+    torch.delete(<Tensor>stack[1])
+    if p.running_optional:
+        drop_optional(stack[2])
+    else:
+        torch.delete(<Tensor>stack[2])
+    for i in range(3, 7):
+        drop_optional(stack[i])
+    torch.delete_list(<void*>stack[9])
+    if not p.running_optional:
+        torch.delete(<Tensor>stack[10])
+    b.results[0] = b.dx
+    for i in range(3):
+        stack[i] = <Value>(b.results[i] if b.results[i] != NULL else undefined())
+
+
+cdef Tensor undefined() noexcept nogil:
+    cdef Tensor t = NULL
+    torch.undefined(&t)
+    return t
+
+
+# ---- the table of operators ----------------------------------------------------------------
+
+cdef enum:
+    OPERATORS = 6
+
+cdef Places[OPERATORS] places
+places[0] = Places(b"native_batch_norm", b"fastbn_pytorch::native_batch_norm", 3, True, 5, 6, 7, 3)
+places[1] = Places(b"_native_batch_norm_legit", b"fastbn_pytorch::_native_batch_norm_legit",
+                   3, False, 5, 6, 7, 3)
+places[2] = Places(b"_native_batch_norm_legit.no_stats",
+                   b"fastbn_pytorch::_native_batch_norm_legit_no_stats", -1, False, 3, 4, 5, 3)
+places[3] = Places(b"_batch_norm_with_update", b"fastbn_pytorch::_batch_norm_with_update",
+                   3, False, -1, 5, 6, 4)
+places[4] = Places(b"native_batch_norm_backward", b"fastbn_pytorch::native_batch_norm_backward",
+                   3, True, 7, 0, 8, 3)
+places[5] = Places(b"batch_norm_backward", b"fastbn_pytorch::batch_norm_backward",
+                   3, False, 7, 0, 8, 3)
+
+
+cdef void kernel_0(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    forward(&places[0], stack)
+
+
+cdef void kernel_1(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    forward(&places[1], stack)
+
+
+cdef void kernel_2(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    forward(&places[2], stack)
+
+
+cdef void kernel_3(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    forward(&places[3], stack)
+
+
+cdef void kernel_4(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    backward(&places[4], stack)
+
+
+cdef void kernel_5(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    backward(&places[5], stack)
+
+
+cdef Kernel[OPERATORS] kernels = [kernel_0, kernel_1, kernel_2, kernel_3, kernel_4, kernel_5]
+
+#: Operators by name, with the number of tensors that each returns.
+TABLE = {places[i].name.decode(): places[i].outputs for i in range(OPERATORS)}
+
+cdef void* library = NULL
+
+
+def switch(bint state):
+    """Let the registered kernels compute, or pass everything on to PyTorch's own."""
+    global on
+    on = state
+
+
+def register(names):
+    """Put fastbn's kernels in the place of PyTorch's, for the life of the process.
+
+    PyTorch's table of kernels has no lock for readers, so they are never taken out again.
+    """
+    global library
+    if torch.new_library(b"aten", b"CPU", b"fastbn", 0, &library):
+        raise RuntimeError("PyTorch refused a library of kernels")
+    for i in range(OPERATORS):
+        if places[i].name.decode() in names and torch.add_kernel(
+                library, places[i].name, kernels[i], abi):
+            torch.delete_library(library)
+            raise RuntimeError(f"PyTorch refused a kernel of {places[i].name.decode()}")
+
+
+notice_forks(_forks.WITH_OPENMP)
