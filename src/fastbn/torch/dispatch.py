@@ -199,7 +199,7 @@ def _own_kernel(kernel: Any, outputs: int) -> Any:
         try:
             return kernel.call_boxed(keyset, *arguments)
         except Exception as error:
-            kinds = [kind for kind, _, _ in _ERRORS]
+            kinds: list[type[Exception]] = [kind for kind, _, _ in _ERRORS]
             kind = kinds.index(type(error)) if type(error) in kinds else 0
             _dispatcher.keep(kind, str(error))
             return tuple(torch.empty(0) for _ in range(outputs))
