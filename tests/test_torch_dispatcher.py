@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import numpy
 import pytest
-import torch
+from tensors import torch
 from torch.nn import functional
 
 import fastbn
