@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "docs" / "claims"
+STEP = 2.0**-17  # of finite differences: few kinks of ReLU lie within it
 
 for needed in ("matplotlib", "sklearn", "threadpoolctl"):
     pytest.importorskip(needed)
@@ -68,10 +69,10 @@ def test_gradients(name):
         losses = []
         # Parameters of fastbn's layers are float32: the step has to be one there, too.
         for sign in (1, -2):
-            parameter += parameter.dtype.type(sign * 2.0**-10) * direction
+            parameter += parameter.dtype.type(sign * STEP) * direction
             losses.append(layers.cross_entropy(network(x), labels)[0])
-        parameter += parameter.dtype.type(2.0**-10) * direction
-        slope = (losses[0] - losses[1]) * 2.0**9
+        parameter += parameter.dtype.type(STEP) * direction
+        slope = (losses[0] - losses[1]) / (2 * STEP)
         np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=2e-2, atol=2e-4)
 
 
@@ -92,6 +93,7 @@ def test_renorm_in_the_limit_is_its_evaluation():
     np.testing.assert_allclose(norm(x), y, rtol=1e-5, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(3, 300), eps=st.sampled_from([1e-5, 1.0]))
 def test_the_norm_of_dx(seed, n, eps):
     # Santurkar et al. 2018, theorem 4.1, as an equation that holds for any eps.

@@ -133,7 +133,7 @@ def loss_after(net, gradient, length, x, labels):
 
 
 def sums_of_gradients(data, seeds):
-    """sum |g| over |sum g|: g is what one image and pixel adds to the gradient of a weight."""
+    """Sum |g| over |sum g|: g is what one image and pixel adds to the gradient of a weight."""
     ratios = {}
     for kind in ("batch", None):
         ratios[kind] = []

@@ -61,7 +61,7 @@ def tests_of(data, steps, rates, seeds, **how):
 
 def measure(quick):
     """Return findings and a picture."""
-    seeds, rates, steps = (1, RATES[::2] + (COMMON,), 80) if quick else (5, RATES, 150)
+    seeds, rates, steps = (1, (*RATES[::2], COMMON), 80) if quick else (5, RATES, 150)
     data = training.digits().flat()
     picture, axes = report.figure(3)
     found = [tests_of(data, steps, rates, seeds, scale=scale) for scale in SCALES]

@@ -126,7 +126,9 @@ def both(objective, w, rate, steps):
         z, saved = objective.normalised(w)
         yield objective.weights(w, g)
         dg = float(np.dot(objective.slope(g * z), z))
-        w = w - rate / objective.largest * np.var(saved[0]) * objective.direction_gradient(g, z, saved)
+        w = w - rate / objective.largest * np.var(saved[0]) * objective.direction_gradient(
+            g, z, saved
+        )
         g -= rate * dg
 
 
@@ -150,10 +152,13 @@ def compare(objective, measure, limit, rates, steps, seeds, axis):
                 with np.errstate(all="ignore"):
                     curve = [measure(w) for w in descend(objective, start, rate, steps)]
                 curves[rate].append(np.nan_to_num(curve, nan=1e30, posinf=1e30))
-        best = min(rates, key=lambda rate: (
-            np.median([first_below(curve, limit) for curve in curves[rate]]),
-            np.median([curve[-1] for curve in curves[rate]]),
-        ))  # noqa: B023
+        best = min(
+            rates,
+            key=lambda rate: (
+                np.median([first_below(curve, limit) for curve in curves[rate]]),
+                np.median([curve[-1] for curve in curves[rate]]),
+            ),
+        )
         found[label] = best, [first_below(curve, limit) for curve in curves[best]], curves[best]
         report.band(axis, range(steps), np.maximum(curves[best], 1e-14), f"{label}, {best:g}")
     axis.set_yscale("log")

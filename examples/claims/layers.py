@@ -8,11 +8,15 @@ nothing of data, of training runs or of claims.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 import fastbn
 
 NORMS = ("batch", "group", "layer", "renorm")
+
+HE_GAIN = np.sqrt(2)  # before ReLU: He et al. 2015
 
 
 class Layer:
@@ -37,7 +41,7 @@ class Layer:
 class Linear(Layer):
     """y = x W, with Gaussian weights of standard deviation gain / sqrt(fan_in)."""
 
-    def __init__(self, fan_in, fan_out, rng, gain=np.sqrt(2)):
+    def __init__(self, fan_in, fan_out, rng, gain=HE_GAIN):
         self.weight = (rng.standard_normal((fan_in, fan_out)) * (gain / np.sqrt(fan_in))).astype(
             np.float32
         )
@@ -59,7 +63,7 @@ class Linear(Layer):
 class Conv(Linear):
     """A 3x3 convolution with zero padding: the patches as rows, then a matrix product."""
 
-    def __init__(self, channels_in, channels_out, rng, stride=1, gain=np.sqrt(2)):
+    def __init__(self, channels_in, channels_out, rng, stride=1, gain=HE_GAIN):
         super().__init__(9 * channels_in, channels_out, rng, gain)
         self.stride = stride
 
@@ -309,10 +313,10 @@ class Residual(Sequential):
         return dy + super().backward(dy)
 
 
-def mlp(kind, widths, rng, activation=ReLU, gain=np.sqrt(2)):
+def mlp(kind, widths, rng, activation=ReLU, gain=HE_GAIN):
     """Return a network of linear layers, each hidden one with a norm and an activation."""
     layers = []
-    for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for fan_in, fan_out in itertools.pairwise(widths[:-1]):
         layers += [Linear(fan_in, fan_out, rng, gain), norm(kind, fan_out, rng), activation()]
     return Sequential(*layers, Linear(widths[-2], widths[-1], rng, 1), Bias(widths[-1]))
 

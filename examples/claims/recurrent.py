@@ -99,7 +99,7 @@ class LSTM(Layer):
             drecurrent = self._back(1, dgates, saved_h)
             dof_h += h.T @ drecurrent
             dh, dc = drecurrent @ self.of_h.T, dc * f
-        return None  # nobody asks for the gradient of the pixels
+        return  # nobody asks for the gradient of the pixels
 
     def parameters(self):
         pairs = list(zip((self.of_x, self.of_h, self.bias), self.gradients, strict=True))

@@ -167,7 +167,7 @@ def main_of_all(about):
     parser = _parser(about.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--tables", action="store_true",
-                        help="measure nothing: put the records of docs/claims into the page")  # fmt: skip
+                        help="only put the records of docs/claims into the page")  # fmt: skip
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(NAMES)
     if unknown:
@@ -178,5 +178,3 @@ def main_of_all(about):
         return
     for name in arguments.names or NAMES:
         run(name, arguments.quick, arguments.output)
-
-
