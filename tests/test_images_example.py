@@ -17,8 +17,10 @@ def test_images(monkeypatch, tmp_path, capsys):
     photographs = images.photographs()
     stats, parts = images.statistics(photographs)
     pixels = np.concatenate([image.reshape(-1, 3) for image in photographs])
-    np.testing.assert_allclose(stats.mean, pixels.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(stats.var(), pixels.var(0), rtol=1e-12)
+    n, first, second = len(pixels), pixels.sum(0, np.int64), (pixels.astype(int) ** 2).sum(0)
+    exact = [(n * int(b) - int(a) ** 2) / n**2 for a, b in zip(first, second, strict=True)]
+    np.testing.assert_allclose(stats.mean, first / n, rtol=1e-15)
+    np.testing.assert_allclose(stats.var(), exact, rtol=1e-15)
     assert (np.mean([part.std() for part in parts], axis=0) < stats.std()).all()
     images.main(tmp_path / "images.png")
     assert (tmp_path / "images.png").stat().st_size > 10_000
