@@ -5,6 +5,7 @@
     checks.pxi      what only arrays can be wrong in: types, shapes, flags, layouts
     errors.pxi      the engine's faults in Python's words
     tensors.pxi     arrays as tensors of the call; copies of what it cannot describe
+    masks.pxi       masks and lengths
     vectors.pxi     parameters and statistics as vectors of the call
     prepared.pxi    what inference keeps from call to call
     here            the operations
@@ -17,6 +18,7 @@ with elements, nor repeat a rule of the engine.
 """
 cimport cython
 cimport numpy as cnp
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memset
 
@@ -32,7 +34,7 @@ from fastbn cimport *
 from fastbn._threads cimport team_was, threads_for
 from fastbn.engine cimport core
 from fastbn.engine.request cimport (
-    ARG_AXIS, ARG_BIAS, ARG_DRESIDUAL, ARG_DY, ARG_EPS, ARG_INVSTD,
+    ARG_AXIS, ARG_BIAS, ARG_DRESIDUAL, ARG_DY, ARG_EPS, ARG_INVSTD, ARG_LENGTHS, ARG_MASK,
     ARG_MEAN, ARG_NONE, ARG_OUT, ARG_RESIDUAL,
     ARG_RUNNING_MEAN, ARG_RUNNING_VAR, ARG_WEIGHT, ARG_X, ARGUMENTS, INTERRUPTED, MAX_DIMENSIONS,
     NO_AXIS, NO_MEMORY, Axes, Extras, Memory, Request)
@@ -92,6 +94,7 @@ include "checks.pxi"
 include "errors.pxi"
 include "tensors.pxi"
 include "vectors.pxi"
+include "masks.pxi"
 include "prepared.pxi"
 
 
@@ -132,6 +135,8 @@ cdef int compute(Frame* f, Arrays a) except -1:
             raise MemoryError("no memory for the workspace")
         if status == INTERRUPTED:
             return -1
+        if status != FASTBN_OK:     # what only a look at a mask can say
+            raise_fault(f, a)
         a.copy_back()
         if f.call.operation == FASTBN_FORWARD:
             PyErr_CheckSignals()        # the last moment at which nothing is lost
@@ -146,7 +151,7 @@ cdef int compute(Frame* f, Arrays a) except -1:
 
 # ---- batch norm ----------------------------------------------------------------------
 
-def batch_statistics(x_, layout, /):
+def batch_statistics(x_, layout, mask=None, lengths=None, length_axis=None, /):
     """Return (values per channel, mean, M2) of each channel, the last two float64."""
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
@@ -159,14 +164,18 @@ def batch_statistics(x_, layout, /):
     f.call.channel_axis = axis
     f.call.mean, f.call.m2 = numbers_of(mean), numbers_of(m2)
     a.x = x
+    take_mask(&f, a, mask, lengths, length_axis, layout)
     a.understand(&f)
     compute(&f, a)
+    if x.size and (f.call.mask.data != NULL or f.call.lengths != NULL):
+        return f.request.counted, mean, m2
     return cnp.PyArray_SIZE(x) // channels if channels else 0, mean, m2
 
 
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,
                   momentum, eps, layout, activation, negative_slope, bint only_y,
-                  num_features=None, Prepared prepared=None, /):
+                  num_features=None, Prepared prepared=None, mask=None, lengths=None,
+                  length_axis=None, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
     For a layer: x must have `num_features` channels. What is `prepared` was made of
@@ -184,6 +193,7 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     f.call.eps = checked_number(eps, "eps")
     take_activation(&f, activation, negative_slope)
     a.x, a.residual = x, checked_residual(residual_, x)
+    take_mask(&f, a, mask, lengths, length_axis, layout)
     a.weight = checked_vector(weight_, "weight", channels)
     a.bias = checked_vector(bias_, "bias", channels)
     a.running_mean = checked_running(running_mean_, "running_mean", channels, training)
@@ -203,7 +213,7 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
 
 
 def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, layout, activation,
-                   negative_slope, bint inverted, /):
+                   negative_slope, bint inverted, mask=None, lengths=None, length_axis=None, /):
     """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
 
     With `inverted`, x is what forward returned, and the vectors are those that take it
@@ -220,6 +230,7 @@ def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, 
     f.extras.inverted = inverted
     take_activation(&f, activation, negative_slope)
     a.take_inputs(x, checked_array(dy, "dy"), residual)
+    take_mask(&f, a, mask, lengths, length_axis, layout)
     a.mean = checked_vector(checked_array(mean, "mean", False), "mean", channels)
     a.invstd = checked_vector(checked_array(invstd, "invstd", False), "invstd", channels)
     a.weight = checked_vector(weight, "weight", channels)
@@ -263,7 +274,8 @@ cdef object backward_of_instances(Frame* f, Arrays a, Py_ssize_t groups, dy, mea
     return a.gradients(f, True)
 
 
-cdef Arrays arrays_of_instances(Frame* f, x_, int norm, int operation, layout, num_groups):
+cdef Arrays arrays_of_instances(Frame* f, x_, int norm, int operation, layout, num_groups,
+                                mask, lengths, length_axis):
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Arrays a = Arrays.__new__(Arrays)
@@ -272,15 +284,16 @@ cdef Arrays arrays_of_instances(Frame* f, x_, int norm, int operation, layout, n
     f.call.channel_axis, f.call.sample_axis = axis, instance_axis(layout)
     if norm == FASTBN_GROUP_NORM:
         f.call.groups = checked_groups(num_groups, x.shape[axis])
+    take_mask(f, a, mask, lengths, length_axis, layout)
     return a
 
 
 def group_forward(x, weight, bias, residual, out, num_groups, eps, layout, activation,
-                  negative_slope, bint only_y, /):
+                  negative_slope, bint only_y, mask=None, lengths=None, length_axis=None, /):
     """Group norm: return (y, mean, invstd), or y."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_GROUP_NORM, FASTBN_FORWARD, layout,
-                                        num_groups)
+                                        num_groups, mask, lengths, length_axis)
     cdef Py_ssize_t channels = a.x.shape[f.call.channel_axis]
     a.weight = checked_vector(weight, "weight", channels)
     a.bias = checked_vector(bias, "bias", channels)
@@ -289,24 +302,27 @@ def group_forward(x, weight, bias, residual, out, num_groups, eps, layout, activ
 
 
 def group_backward(dy, x, mean, invstd, weight, bias, residual, out, num_groups, layout,
-                   activation, negative_slope, /):
+                   activation, negative_slope, mask=None, lengths=None, length_axis=None, /):
     """Group norm: return (dx, dweight, dbias)."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_GROUP_NORM, FASTBN_BACKWARD, layout,
-                                        num_groups)
+                                        num_groups, mask, lengths, length_axis)
     return backward_of_instances(&f, a, f.call.groups, dy, mean, invstd, weight, bias, residual,
                                  out, activation, negative_slope)
 
 
 def instance_forward(x, weight, bias, running_mean, running_var, residual, out, use_input_stats,
-                     momentum, eps, layout, activation, negative_slope, bint only_y, /):
+                     momentum, eps, layout, activation, negative_slope, bint only_y,
+                     mask=None, lengths=None, length_axis=None, /):
     """Instance norm: return (y, mean, invstd), or y."""
     cdef Frame f
-    cdef Arrays a = arrays_of_instances(&f, x, FASTBN_INSTANCE_NORM, FASTBN_FORWARD, layout, None)
+    cdef Arrays a = arrays_of_instances(&f, x, FASTBN_INSTANCE_NORM, FASTBN_FORWARD, layout, None,
+                                        mask, lengths, length_axis)
     cdef Py_ssize_t channels = a.x.shape[f.call.channel_axis]
     if not checked_flag(use_input_stats, "use_input_stats"):
         return instance_inference(a.x, weight, bias, running_mean, running_var, residual, out, eps,
-                                  layout, activation, negative_slope, only_y)
+                                  layout, activation, negative_slope, only_y, mask, lengths,
+                                  length_axis)
     f.call.momentum = checked_number(momentum, "momentum")
     a.weight = checked_vector(weight, "weight", channels)
     a.bias = checked_vector(bias, "bias", channels)
@@ -317,7 +333,8 @@ def instance_forward(x, weight, bias, running_mean, running_var, residual, out, 
 
 
 cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, running_var, residual,
-                               out, eps, layout, activation, negative_slope, bint only_y):
+                               out, eps, layout, activation, negative_slope, bint only_y,
+                               mask, lengths, length_axis):
     # All instances have the same statistics: then this is batch norm.
     for name, running in ("running_mean", running_mean), ("running_var", running_var):
         if running is None:
@@ -325,7 +342,8 @@ cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, runnin
                             f"({x.shape[channel_axis(layout, x)]},), since use_input_stats is "
                             "False, got None")
     y, mean, invstd = batch_forward(x, weight, bias, running_mean, running_var, residual, out,
-                                    False, 0.0, eps, layout, activation, negative_slope, False)
+                                    False, 0.0, eps, layout, activation, negative_slope, False,
+                                    None, None, mask, lengths, length_axis)
     if only_y:
         return y
     instances = (x.shape[instance_axis(layout)], 1)
@@ -333,11 +351,11 @@ cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, runnin
 
 
 def instance_backward(dy, x, mean, invstd, weight, bias, residual, out, layout, activation,
-                      negative_slope, /):
+                      negative_slope, mask=None, lengths=None, length_axis=None, /):
     """Instance norm: return (dx, dweight, dbias)."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_INSTANCE_NORM, FASTBN_BACKWARD, layout,
-                                        None)
+                                        None, mask, lengths, length_axis)
     return backward_of_instances(&f, a, a.x.shape[f.call.channel_axis], dy, mean, invstd, weight,
                                  bias, residual, out, activation, negative_slope)
 

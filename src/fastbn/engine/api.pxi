@@ -65,7 +65,11 @@ cdef int api_begin(const fastbn_call* call, int workers, void* workspace,
     if size < size_of_state(&r, workers):
         return FASTBN_BAD_WORKSPACE
     state = state_in(workspace)
-    take_memory(&r, on_a_line(<char*>state + sizeof(State)))
+    code = take_memory(&r, on_a_line(<char*>state + sizeof(State)))
+    if code != FASTBN_OK:
+        return code
+    if has_no_statistics(&r):
+        take_nothing(&r)
     state.request = r
     list_phases(&state.request, 0, &own, &phases)
     state.phases = phases.count
@@ -115,7 +119,8 @@ cdef int api_finish(void* workspace) noexcept nogil:
     cdef State* state = begun_in(workspace)
     if state == NULL:
         return FASTBN_BAD_WORKSPACE
-    finish_vectors(&state.request)
+    if not has_no_statistics(&state.request):
+        finish_vectors(&state.request)
     write_vectors(&state.request)
     state.begun = 0
     return FASTBN_OK
@@ -170,6 +175,9 @@ cdef const char* api_error_message(int code) noexcept nogil:
     if code == FASTBN_OVERLAP:
         return ("out, dresidual: expected the memory of an input with the same strides, or memory "
                 "apart; of dresidual, not that of x or out")
+    if code == FASTBN_BAD_MASK:
+        return ("mask, lengths: expected at most one of them, and neither with layer and RMS norm; "
+                "strides of 0 on the channel axis; lengths from 0 to the size of their axis")
     return "unknown error"
 
 

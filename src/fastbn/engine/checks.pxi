@@ -16,7 +16,7 @@ cdef int take_call(const fastbn_call* given, Request* r) noexcept nogil:
     if given.struct_size < known:
         memset(call, 0, known)
     memcpy(call, given, known if known < given.struct_size else given.struct_size)
-    if call.reserved != 0:
+    if call.reserved != 0 or call.padding != 0:
         return fail(r, FASTBN_UNKNOWN_FIELD, ARG_CALL)
     if call.operation == FASTBN_STATISTICS:     # nothing is written that they could follow
         call.activation, call.residual.data = FASTBN_IDENTITY, NULL
@@ -125,6 +125,33 @@ cdef bint is_eps(double eps, bint positive) noexcept nogil:
     return eps > 0.0 or (eps == 0.0 and not positive)
 
 
+cdef inline bint are_axes_of_lengths(const fastbn_call* call) noexcept nogil:
+    return (is_axis(call, call.sample_axis) and is_axis(call, call.length_axis)
+            and call.sample_axis != call.channel_axis and call.length_axis != call.channel_axis
+            and call.sample_axis != call.length_axis)
+
+
+cdef inline Py_ssize_t count_lengths(const fastbn_call* call) noexcept nogil:
+    return call.shape[call.sample_axis] if call.lengths != NULL else 0
+
+
+cdef int check_mask(Request* r) noexcept nogil:
+    # What can be wrong without a look at its elements.
+    cdef const fastbn_call* call = &r.call
+    if call.mask.data == NULL and call.lengths == NULL:
+        return FASTBN_OK
+    if of_rows(call) or (call.mask.data != NULL and call.lengths != NULL):
+        return fail(r, FASTBN_BAD_MASK, ARG_MASK)
+    if call.lengths != NULL and not are_axes_of_lengths(call):
+        return fail(r, FASTBN_BAD_AXIS, ARG_LENGTHS)
+    if call.lengths != NULL and <size_t>call.lengths % sizeof(int64_t):
+        return fail(r, FASTBN_MISALIGNED, ARG_LENGTHS)
+    if call.mask.data != NULL and (
+            call.mask.strides == NULL or call.mask.strides[call.channel_axis] != 0):
+        return fail(r, FASTBN_BAD_MASK, ARG_MASK)
+    return FASTBN_OK
+
+
 cdef int check_numbers(Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
     if not is_backward(call) and call.operation != FASTBN_STATISTICS and not is_eps(
@@ -172,6 +199,8 @@ cdef int check_call(Request* r) noexcept nogil:
         code = check_shape(r)
     if code == FASTBN_OK:
         code = check_axes(r)
+    if code == FASTBN_OK:
+        code = check_mask(r)
     if code == FASTBN_OK:
         code = check_numbers(r)
     if code == FASTBN_OK:

@@ -8,6 +8,7 @@
     overlap.pxi     which arguments may share memory
     call.pxi        a call -> a request
     plan.pxi        how it is cut, by shape alone
+    mask.pxi        which positions count
     buffers.pxi     where memory is; that of an instance
     vectors.pxi     parameters and statistics, to float64 and back
     phases.pxi      what is done, in which order
@@ -21,15 +22,15 @@ objects, raise.
 """
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.math cimport NAN
-from libc.stdint cimport PTRDIFF_MAX, uint32_t, uint64_t
+from libc.stdint cimport PTRDIFF_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from fastbn cimport *
 from fastbn.engine.request cimport *
 from fastbn.kernels.problem cimport (
-    COEFFICIENT_KINDS, COLUMNS, PIXELS, RUN_COLUMNS, WRAP, Buffers, Job, KernelTable, Operand,
-    Plan, Problem, TileKernel, View)
+    COEFFICIENT_KINDS, COLUMNS, MASK_PADDING, PIXELS, PROBES, RUN_COLUMNS, WRAP, BlockMask, Buffers,
+    Job, KernelTable, Mask, Operand, Plan, Problem, TileKernel, View)
 
 cdef extern from *:
     const char* FASTBN_VERSION
@@ -46,6 +47,7 @@ include "overlap.pxi"
 include "call.pxi"
 include "plan.pxi"
 include "vectors.pxi"
+include "mask.pxi"
 include "buffers.pxi"
 include "phases.pxi"
 include "threads.pxi"
@@ -58,23 +60,29 @@ cdef size_t size_of_memory(Request* r, int workers) noexcept nogil:
     return take_vectors(r, NULL) + size_of_workspace(r) + LINE
 
 
-cdef void take_memory(Request* r, char* memory) noexcept nogil:
+cdef int take_memory(Request* r, char* memory) noexcept nogil:
+    # Then all that can be wrong is known.
     use_workspace(r, memory + take_vectors(r, <double*>memory))
+    return take_mask(r)
 
 
 cdef int run(Request* r, int workers) noexcept nogil:
+    cdef int code
     r.memory = malloc(size_of_memory(r, workers))
     if r.memory == NULL:
         return NO_MEMORY
-    take_memory(r, on_a_line(<char*>r.memory))
-    if r.empty and r.call.operation != FASTBN_INFERENCE:
+    code = take_memory(r, on_a_line(<char*>r.memory))
+    if code != FASTBN_OK:
+        return code
+    if has_no_statistics(r):
         take_nothing(r)
+    if r.empty and r.call.operation != FASTBN_INFERENCE:
         return FASTBN_OK
     return run_phases(r)
 
 
 cdef void commit(Request* r) noexcept nogil:
-    if not r.empty:
+    if not has_no_statistics(r):
         finish_vectors(r)
     write_vectors(r)
 

@@ -133,7 +133,7 @@ cdef void fill(double* vector, Py_ssize_t n, double value) noexcept nogil:
 
 
 cdef void take_nothing(Request* r) noexcept nogil:
-    # The results of an empty tensor: mean 0, invstd NaN, gradients 0. Running statistics
+    # The results of a tensor of which nothing counts: mean 0, invstd NaN, gradients 0. Running statistics
     # stay.
     cdef const fastbn_call* call = &r.call
     if is_backward(call):
@@ -152,7 +152,7 @@ cdef void write_vectors(const Request* r) noexcept nogil:
     cdef const Buffers* b = &r.job.buffers
     if call.operation == FASTBN_INFERENCE and r.extras.coefficients == NULL:
         write_vector(b.mean, r.owners, FASTBN_FLOAT64, call.mean)
-    elif call.operation == FASTBN_FORWARD and has_running(call) and not r.empty:
+    elif call.operation == FASTBN_FORWARD and has_running(call) and not has_no_statistics(r):
         write_vector(b.running_mean, r.groups, call.vector_dtype, call.running_mean)
         write_vector(b.running_var, r.groups, call.vector_dtype, call.running_var)
     elif is_backward(call):

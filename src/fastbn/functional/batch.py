@@ -10,7 +10,8 @@ from fastbn._numpy import INPUT, ONLY_Y, WITH_STATISTICS, binding
 from fastbn.stats import BatchStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
 
@@ -31,6 +32,9 @@ def batch_norm(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> NDArray[Floating]:
     r"""Normalise each channel of a batch, as ``torch.nn.functional.batch_norm``.
 
@@ -53,6 +57,7 @@ def batch_norm(
     {negative_slope}
     {residual}
     {out}
+    {counted}
 
     Returns
     -------
@@ -94,7 +99,7 @@ def batch_norm(
     """
     return binding.batch_forward(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-        layout, activation, negative_slope, ONLY_Y
+        layout, activation, negative_slope, ONLY_Y, None, None, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -114,6 +119,9 @@ def batch_norm_forward(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
     """Normalise, and return what the backward pass needs beside `x`.
 
@@ -131,6 +139,7 @@ def batch_norm_forward(
     {negative_slope}
     {residual}
     {out}
+    {counted}
 
     Returns
     -------
@@ -166,7 +175,7 @@ def batch_norm_forward(
     """
     return binding.batch_forward(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-        layout, activation, negative_slope, WITH_STATISTICS
+        layout, activation, negative_slope, WITH_STATISTICS, None, None, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -185,6 +194,9 @@ def batch_norm_backward(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> Gradients[Floating]:
     r"""Return the gradients with respect to `x`, weight and bias.
 
@@ -207,6 +219,7 @@ def batch_norm_backward(
     {forward_layout}
     {forward_fusion}
     {dx_out}
+    {forward_counted}
 
     Returns
     -------
@@ -237,11 +250,19 @@ def batch_norm_backward(
     """
     return binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT
+        negative_slope, INPUT, mask, lengths, length_axis
     )  # fmt: skip
 
 
-def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStats:
+@filled
+def batch_stats(
+    x: NDArray[Floating],
+    *,
+    layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
+) -> BatchStats:
     """Return count, mean and M2 of each channel, in float64.
 
     Parameters
@@ -250,6 +271,7 @@ def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStat
         The batch, or a part of one: statistics of parts can be merged.
     layout : str, optional
         As for `batch_norm`.
+    {counted}
 
     Returns
     -------
@@ -273,5 +295,7 @@ def batch_stats(x: NDArray[Floating], *, layout: str | None = None) -> BatchStat
     >>> stats.mean, stats.var()
     (array([ 2., 20.]), array([  1., 100.]))
     """
-    count, mean, m2 = binding.batch_statistics(x, layout)
+    count, mean, m2 = binding.batch_statistics(
+        x, layout, mask, lengths, length_axis
+    )
     return BatchStats(count, mean, m2)

@@ -9,7 +9,8 @@ from fastbn._docs import filled
 from fastbn._numpy import ONLY_Y, WITH_STATISTICS, binding
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
 
@@ -27,6 +28,9 @@ def group_norm(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> NDArray[Floating]:
     r"""Normalise groups of channels, as ``torch.nn.functional.group_norm``.
 
@@ -46,6 +50,7 @@ def group_norm(
     {negative_slope}
     {residual}
     {out}
+    {counted}
 
     Returns
     -------
@@ -78,7 +83,7 @@ def group_norm(
     """
     return binding.group_forward(
         x, weight, bias, residual, out, num_groups, eps, layout, activation, negative_slope,
-        ONLY_Y
+        ONLY_Y, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -95,6 +100,9 @@ def group_norm_forward(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
     """Normalise, and return what the backward pass needs beside `x`.
 
@@ -109,6 +117,7 @@ def group_norm_forward(
     {negative_slope}
     {residual}
     {out}
+    {counted}
 
     Returns
     -------
@@ -136,7 +145,7 @@ def group_norm_forward(
     """
     return binding.group_forward(
         x, weight, bias, residual, out, num_groups, eps, layout, activation, negative_slope,
-        WITH_STATISTICS
+        WITH_STATISTICS, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -155,6 +164,9 @@ def group_norm_backward(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> Gradients[Floating]:
     r"""Return the gradients with respect to `x`, weight and bias.
 
@@ -176,6 +188,7 @@ def group_norm_backward(
     {forward_layout}
     {forward_fusion}
     {dx_out}
+    {forward_counted}
 
     Returns
     -------
@@ -206,7 +219,7 @@ def group_norm_backward(
     """
     return binding.group_backward(
         dy, x, mean, invstd, weight, bias, residual, out, num_groups, layout, activation,
-        negative_slope
+        negative_slope, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -226,6 +239,9 @@ def instance_norm(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> NDArray[Floating]:
     r"""Normalise each channel of each instance, as ``torch.nn.functional.instance_norm``.
 
@@ -249,6 +265,7 @@ def instance_norm(
     {negative_slope}
     {residual}
     {out}
+    {counted}
 
     Returns
     -------
@@ -289,7 +306,7 @@ def instance_norm(
     """
     return binding.instance_forward(
         x, weight, bias, running_mean, running_var, residual, out, use_input_stats, momentum,
-        eps, layout, activation, negative_slope, ONLY_Y
+        eps, layout, activation, negative_slope, ONLY_Y, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -309,6 +326,9 @@ def instance_norm_forward(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
     """Normalise, and return what the backward pass needs beside `x`.
 
@@ -326,6 +346,7 @@ def instance_norm_forward(
     {negative_slope}
     {residual}
     {out}
+    {counted}
 
     Returns
     -------
@@ -354,7 +375,7 @@ def instance_norm_forward(
     """
     return binding.instance_forward(
         x, weight, bias, running_mean, running_var, residual, out, use_input_stats, momentum,
-        eps, layout, activation, negative_slope, WITH_STATISTICS
+        eps, layout, activation, negative_slope, WITH_STATISTICS, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -372,6 +393,9 @@ def instance_norm_backward(
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
     out: NDArray[Floating] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
 ) -> Gradients[Floating]:
     """Return the gradients with respect to `x`, weight and bias.
 
@@ -387,6 +411,7 @@ def instance_norm_backward(
     {forward_layout}
     {forward_fusion}
     {dx_out}
+    {forward_counted}
 
     Returns
     -------
@@ -422,5 +447,6 @@ def instance_norm_backward(
     array([1.])
     """
     return binding.instance_backward(
-        dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope
+        dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope,
+        mask, lengths, length_axis
     )  # fmt: skip

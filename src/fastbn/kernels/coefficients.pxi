@@ -174,7 +174,7 @@ cdef inline void gradient_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t
     cdef const double* dweight = job.buffers.dweight + c0
     cdef real* slope = coefficient(job, SLOPE) + c0
     cdef real* shift = coefficient(job, SHIFT) + c0
-    cdef double inverse_count = 1.0 / <double>count_per_channel(job)
+    cdef double inverse_count = 1.0 / <double>values_per_channel(job)
     cdef Py_ssize_t i
     for i in range(n):
         slope[i] = as_real(weight[i] * dweight[i] * inverse_count
@@ -190,7 +190,7 @@ cdef void group_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexc
     # The same for sums over all channels of a group.
     cdef Py_ssize_t c, g
     cdef double s, q, invstd
-    cdef double inverse_count = 1.0 / <double>(count_per_channel(job) * job.problem.group)
+    cdef double inverse_count = 1.0 / <double>(values_per_channel(job) * job.problem.group)
     for g in range(c0 // job.problem.group, c1 // job.problem.group):
         s = q = 0.0
         for c in range(g * job.problem.group, (g + 1) * job.problem.group):

@@ -16,7 +16,7 @@ from fastbn._docs import filled
 from fastbn._numpy import binding
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from fastbn._types import Activation, Floating, Gradients, Kept
 
@@ -94,7 +94,7 @@ class Layer:
         self._saved: tuple[NDArray, NDArray | None, tuple] | None = None
         self._overwritten = False  # a tensor of the last call is gone, so backward is too
 
-    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+    def _forward(self, x: Any, residual: Any, out: Any, training: bool, *counted: Any) -> Any:
         # In training a tuple: y, then the statistics that `_gradients` gets back. Else y.
         # What it refuses has changed nothing.
         raise NotImplementedError
@@ -146,9 +146,13 @@ class Layer:
         if not training:
             self._saved, self._overwritten = None, False
             return result
-        self._overwritten = out is not None and binding.overwritten(out, x, residual)
-        self._saved = None if self._overwritten else (x, residual, result[1:])
+        self._keep(x, residual, out, result[1:])
         return result[0]
+
+    def _keep(self, x: Any, residual: Any, out: Any, statistics: tuple) -> None:
+        # For backward, unless `out` has taken the place of an input.
+        self._overwritten = out is not None and binding.overwritten(out, x, residual)
+        self._saved = None if self._overwritten else (x, residual, statistics)
 
     def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:
         """Return `dx` of the last call in training; set the gradients of the parameters.
@@ -355,7 +359,67 @@ class Layer:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-class TrackingLayer(Layer):
+class ChannelLayer(Layer):
+    """A layer of channels, of whose input a mask may leave a part.
+
+    Its `_forward` is also given what leaves the part, which follows the statistics in what it
+    returns in training.
+    """
+
+    @filled
+    def __call__(
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        lengths: ArrayLike | None = None,
+        length_axis: str | None = None,
+    ) -> NDArray[Floating]:
+        """Normalise `x`; in training, keep what `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray of float16, bfloat16, float32 or float64
+            With the channels of the layer. In training a reference to it is kept for
+            `backward`, until the next call or `eval`.
+        out : ndarray of the shape and dtype of `x`, optional
+            Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
+        {counted}
+            `backward` uses what the call had.
+
+        Returns
+        -------
+        {y}
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the function of the same operation, such as `batch_norm`; and for another
+            number of channels. A call that is refused changes nothing.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.BatchNorm(1, layout="NTC")
+        >>> x = np.array([[[1.0], [3.0], [np.nan]], [[5.0], [np.nan], [np.nan]]])
+        >>> bn(x, lengths=[2, 1]).round(3)[..., 0]
+        array([[-1.225,  0.   ,  0.   ],
+               [ 1.225,  0.   ,  0.   ]])
+        """
+        training = self.training
+        result: Any = self._forward(x, residual, out, training, mask, lengths, length_axis)
+        if not training:
+            self._saved, self._overwritten = None, False
+            return result
+        self._keep(x, residual, out, result[1:])
+        return result[0]
+
+
+class TrackingLayer(ChannelLayer):
     """A layer of channels that may keep running statistics; its arguments are `BatchNorm`'s."""
 
     _defaults = (("affine", True), ("track_running_stats", True), ("layout", None))
@@ -392,9 +456,11 @@ class TrackingLayer(Layer):
         # The momentum that makes running statistics the plain average over batches.
         return 1.0 / ((self.num_batches_tracked or 0) + 1)
 
-    def _count(self, x: NDArray) -> None:
-        # An empty batch leaves the running statistics alone, and so this number.
-        if self.num_batches_tracked is not None and x.size:
+    def _count(self, x: NDArray, mask: Any = None, lengths: Any = None) -> None:
+        # A batch of which nothing counts leaves the running statistics alone, and so this number.
+        if self.num_batches_tracked is not None and x.size and (
+            binding.anything_counts(mask, lengths)
+        ):
             self.num_batches_tracked += 1
 
     def _state_names(self) -> list[str]:

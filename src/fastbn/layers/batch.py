@@ -64,7 +64,10 @@ class BatchNorm(TrackingLayer):
 
     _prepared: binding.Prepared | None = None
 
-    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+    def _forward(
+        self, x: Any, residual: Any, out: Any, training: bool, mask: Any = None,
+        lengths: Any = None, length_axis: Any = None
+    ) -> Any:  # fmt: skip
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         momentum, prepared = 0.0, None
         if training:
@@ -80,20 +83,20 @@ class BatchNorm(TrackingLayer):
         result = binding.batch_forward(
             x, weight, bias, mean, var, residual, out, prepared is None, momentum, self.eps,
             self.layout, self.activation, self.negative_slope, not training, self.num_features,
-            prepared
+            prepared, mask, lengths, length_axis
         )  # fmt: skip
         if training:
-            self._count(x)
-        else:
-            self._prepared = prepared
+            self._count(x, mask, lengths)
+            return *result, mask, lengths, length_axis
+        self._prepared = prepared
         return result
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
-        mean, invstd = statistics
+        mean, invstd, mask, lengths, length_axis = statistics
         return batch_norm_backward(
             dy, x, mean, invstd, self.weight, bias=self.bias, layout=self.layout,
             activation=self.activation, negative_slope=self.negative_slope, residual=residual,
-            out=out
+            out=out, mask=mask, lengths=lengths, length_axis=length_axis
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, object]:

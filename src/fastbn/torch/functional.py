@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 from torch.nn import functional
 
 from fastbn._docs import filled
-from fastbn.torch import _direct, _formulas, _traced
+from fastbn.torch import _direct, _formulas, _masked, _traced
 from fastbn.torch._call import Call, Tensors, is_traced
 
 #: Elements. For less than this, with nothing fused, PyTorch's batch, layer and group norm make
@@ -33,6 +33,8 @@ def batch_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Normalise each channel of a batch, as ``torch.nn.functional.batch_norm``.
 
@@ -56,6 +58,11 @@ def batch_norm(
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Another one that can be added is left to PyTorch.
+    mask : Tensor of bool, optional
+        Which elements count: of the shape of `input` without its channel axis, or 1 in place
+        of a size. The others enter no statistics, and the result is 0 there.
+    lengths : Tensor of int, shape (N,), optional
+        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
 
     Returns
     -------
@@ -81,6 +88,10 @@ def batch_norm(
     """
     if training and not is_first_time():
         running_mean = running_var = None
+    if mask is not None or lengths is not None:
+        plain = "batch", (), training, momentum, eps, activation, negative_slope
+        t = input, weight, bias, residual, running_mean, running_var
+        return _masked_normalise(plain, t, mask, lengths)
     if is_small(input, activation, residual):
         return functional.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
@@ -213,6 +224,8 @@ def group_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Normalise groups of channels, as ``torch.nn.functional.group_norm``.
 
@@ -231,6 +244,11 @@ def group_norm(
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Another one that can be added is left to PyTorch.
+    mask : Tensor of bool, optional
+        Which elements count: of the shape of `input` without its channel axis, or 1 in place
+        of a size. The others enter no statistics, and the result is 0 there.
+    lengths : Tensor of int, shape (N,), optional
+        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
 
     Returns
     -------
@@ -254,6 +272,9 @@ def group_norm(
     >>> fastbn.torch.group_norm(x, 2, eps=1e-12).tolist()
     [[[-1.0, 1.0], [-1.0, 1.0]]]
     """
+    if mask is not None or lengths is not None:
+        plain = "group", (num_groups,), True, 0.0, eps, activation, negative_slope
+        return _masked_normalise(plain, (input, weight, bias, residual, None, None), mask, lengths)
     if is_small(input, activation, residual):
         return functional.group_norm(input, num_groups, weight, bias, eps)
     call = "group", (num_groups,), True, 0.0, eps, activation, negative_slope
@@ -274,6 +295,8 @@ def instance_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Normalise each channel of each sample, as ``torch.nn.functional.instance_norm``.
 
@@ -297,6 +320,11 @@ def instance_norm(
         Of ``"leaky_relu"``.
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Another one that can be added is left to PyTorch.
+    mask : Tensor of bool, optional
+        Which elements count: of the shape of `input` without its channel axis, or 1 in place
+        of a size. The others enter no statistics, and the result is 0 there.
+    lengths : Tensor of int, shape (N,), optional
+        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
 
     Returns
     -------
@@ -332,7 +360,16 @@ def instance_norm(
             for v in (running_mean, running_var)
         )
     call = norm, (), use_input_stats, momentum, eps, activation, negative_slope
+    if mask is not None or lengths is not None:
+        t = input, weight, bias, residual, running_mean, running_var
+        return _masked_normalise(call, t, mask, lengths)
     return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
+
+
+def _masked_normalise(
+    call: tuple, t: tuple, mask: Tensor | None, lengths: Tensor | None
+) -> Tensor:
+    return _masked.normalise(Call(*call), Tensors(*t), _masked.mask_of(t[0], mask, lengths))
 
 
 def is_first_time() -> bool:
