@@ -263,14 +263,14 @@ cdef void survey_blocks(const signed char* bytes, Py_ssize_t period, const View*
 cdef void survey_runs(const Request* r, const signed char* bytes, Py_ssize_t* to) noexcept nogil:
     # Of each part of each run, what `prefixes` has.
     cdef const View* view = &r.job.problem.view
-    cdef Py_ssize_t run, offset, n, count
+    cdef Py_ssize_t run, part, n, count
     for run in range(view.outer * view.middle):
-        for offset in range(0, view.inner, r.job.plan.block_length):
-            n = minimum(r.job.plan.block_length, view.inner - offset)
-            count = count_bytes(bytes + offset, n)
-            to[0] = count if count_bytes(bytes + offset, count) == count else -1
+        for part in range(r.job.plan.parts):
+            n = minimum(r.job.plan.block_length, view.inner - part * r.job.plan.block_length)
+            count = count_bytes(bytes, n)
+            to[0] = count if count_bytes(bytes, count) == count else -1
             to += 1
-        bytes += view.inner
+            bytes += n
 
 
 cdef void survey_instance(const Request* r, Py_ssize_t i) noexcept nogil:

@@ -52,14 +52,13 @@ cdef void copy_chunk(Run* chunk, const Columns* columns, int terms,
     cdef signed char repeated[IN_L1 + PADDING]
     cdef elem fill[PADDING]
     cdef elem zeros[PADDING]
-    cdef Py_ssize_t i, at = chunk.at % chunk.period
+    cdef Py_ssize_t at = chunk.at % chunk.period
     cdef const signed char* mask = chunk.mask + at
     if at + chunk.length > chunk.period:
         repeat_mask(chunk.mask, chunk.period, at, chunk.length, repeated)
         mask = repeated
-    for i in range(0, PADDING, WIDTH):
-        store(zeros + i, set1(0))
-        store(fill + i, set1(columns.pivot[chunk.first] if terms == MOMENTS else 0))
+    store(zeros, set1(0))
+    store(fill, set1(columns.pivot[chunk.first] if terms == MOMENTS else 0))
     select_elements(chunk.x, mask, chunk.length, fill, WIDTH - 1, copy.x)
     if terms != MOMENTS:
         select_elements(chunk.dy, mask, chunk.length, zeros, WIDTH - 1, copy.dy)
@@ -118,14 +117,14 @@ cdef Py_ssize_t copy_masked_runs(const Job* job, const Block* block, Py_ssize_t 
     cdef elem zeros[PADDING]
     cdef Py_ssize_t i, row, length = channels * block.length
     cdef Py_ssize_t rows = minimum(most, block.run + block.runs - run[0])
-    for i in range(0, PADDING, WIDTH):
-        store(zeros + i, set1(0))
-    for i in range(0, step, WIDTH):
-        store(fill + i, load_real(pivot + i) if terms == MOMENTS else set1(0))
+    store(zeros, set1(0))
+    for i in range(step // WIDTH):
+        store(fill + i * WIDTH, load_real(pivot + i * WIDTH))
     for row in range(rows):
         repeat_mask(mask.bytes + (run[0] + row) * mask.period, mask.period, 0, length, repeated)
         select_elements(element(job, &job.buffers.x, channel, run[0] + row, 0), repeated, length,
-                        fill, <size_t>-1, copy.x + row * step)
+                        fill if terms == MOMENTS else zeros,
+                        <size_t>-1 if terms == MOMENTS else WIDTH - 1, copy.x + row * step)
         if terms != MOMENTS:
             select_elements(element(job, &job.buffers.dy, channel, run[0] + row, 0), repeated,
                             length, zeros, WIDTH - 1, copy.dy + row * step)
