@@ -32,7 +32,7 @@ DTYPES = {"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4,
 ACTIVATIONS = {None: 0} | cases.ACTIVATIONS
 (OK, UNKNOWN_FIELD, NULL_POINTER, BAD_OPERATION, BAD_DTYPE, BAD_SHAPE, BAD_AXIS, BAD_GROUPS,
  BAD_NUMBER, ONE_VALUE, BAD_STRIDES, MISALIGNED, BAD_WORKERS, BAD_WORKSPACE,
- BAD_TASK, OVERLAP) = range(16)  # fmt: skip
+ BAD_TASK, OVERLAP, BAD_MASK) = range(17)  # fmt: skip
 
 
 class Tensor(Structure):
@@ -62,6 +62,10 @@ class Call(Structure):
         ("reserved2", c_int32),
         ("max_value", c_double),
         *[(name, c_void_p) for name in ("norm_mean", "norm_std", "minimum", "maximum")],
+        ("mask", Tensor),
+        ("lengths", c_void_p),
+        ("length_axis", c_int32),
+        ("padding", c_int32),
     ]  # fmt: skip
 
 

@@ -196,3 +196,77 @@ def normalise(x, mean, var, weight=None, bias=None, eps=1e-5, layout=None):
 
 def backward(dy, x, mean, invstd, weight=None, training=True, layout=None):
     return gradients("batch", dy, x, mean, invstd, weight, training, layout=layout)
+
+
+# Masks: what counts is picked by boolean indexing, and nothing else is looked at.
+
+
+def counting(shape, layout=None, mask=None, lengths=None, length_axis=None):
+    """Return a bool for each element."""
+    axis, n = channel_axis(len(shape), layout), batch_axis(layout)
+    if lengths is not None:
+        others = [i for i in range(len(shape)) if i not in (axis, n)]
+        along = others[0] if length_axis is None else layout.index(length_axis)
+        index = np.indices(shape)
+        return index[along] < np.asarray(lengths)[index[n]]
+    return np.broadcast_to(np.expand_dims(mask, axis), shape)
+
+
+def owners(op, shape, what=None, layout=None):
+    """Return for each element the number of those that it shares its statistics with."""
+    axis, n = channel_axis(len(shape), layout), batch_axis(layout)
+    index = np.indices(shape)
+    if op == "batch":
+        return index[axis]
+    groups = what if op == "group" else shape[axis]
+    return index[n] * groups + index[axis] // (shape[axis] // groups)
+
+
+class Masked(NamedTuple):
+    """Of elements what they are written as; of owners count, mean and variance."""
+
+    y: object
+    count: object
+    mean: object
+    var: object
+    dx: object
+    dweight: object
+    dbias: object
+    dresidual: object
+
+
+def masked(op, x, counts, what=None, layout=None, weight=None, bias=None, eps=1e-5, dy=None,
+           residual=None, activation=None, negative_slope=0.01, fixed=None):  # fmt: skip
+    """Forward and backward of what counts; `fixed` are the mean and variance of channels."""
+    owner, axis = owners(op, x.shape, what, layout), channel_axis(x.ndim, layout)
+    channels = np.indices(x.shape)[axis]
+    n, c = int(owner.max()) + 1, x.shape[axis]
+    weight = np.ones(c) if weight is None else np.asarray(weight, np.float64)
+    bias = np.zeros(c) if bias is None else np.asarray(bias, np.float64)
+    y, dx, dz = (np.zeros(x.shape) for _ in range(3))
+    count, mean, var = (np.zeros(n) for _ in range(3))
+    dweight, dbias = np.zeros(c), np.zeros(c)
+    for k in range(n):
+        pick = counts & (owner == k)
+        count[k], which = pick.sum(), channels[pick]
+        values = x[pick].astype(np.float64)
+        if fixed is not None:
+            mean[k], var[k] = fixed[0][k], fixed[1][k]
+        elif values.size:
+            mean[k], var[k] = values.mean(), values.var()
+        invstd = 1 / np.sqrt(var[k] + eps)
+        xhat = (values - mean[k]) * invstd
+        z = xhat * weight[which] + bias[which]
+        if residual is not None:
+            z = z + residual[pick].astype(np.float64)
+        y[pick] = activated(z, activation, negative_slope)
+        if dy is None:
+            continue
+        dz[pick] = dy[pick].astype(np.float64) * slope(z, activation, negative_slope)
+        np.add.at(dweight, which, dz[pick] * xhat)
+        np.add.at(dbias, which, dz[pick])
+        g = dz[pick] * weight[which]
+        if fixed is None and values.size:
+            g = g - g.mean() - xhat * (g * xhat).mean()
+        dx[pick] = invstd * g
+    return Masked(y, count, mean, var, dx, dweight, dbias, dz)

@@ -631,10 +631,10 @@ def test_unaligned_workspace():
 
 
 def test_messages():
-    messages = [capi.API.error_message(code).decode() for code in range(-1, 18)]
+    messages = [capi.API.error_message(code).decode() for code in range(-1, 19)]
     assert messages[1] == "no error"
     assert messages[0] == messages[-1] == messages[-2] == "unknown error"
-    known = messages[1:17]
+    known = messages[1:18]
     assert len(set(known)) == len(known)
     assert not any("unknown" in message for message in known)
 
@@ -670,7 +670,8 @@ FUSION = {"activation": 192, "reserved": 196, "negative_slope": 200, "residual":
           "dresidual": 224}  # fmt: skip
 IMAGES = {"out_dtype": 240, "reserved2": 244, "max_value": 248, "norm_mean": 256, "norm_std": 264,
           "minimum": 272, "maximum": 280}  # fmt: skip
-OLDER_SIZES = [192, 240]
+MASKS = {"mask": 288, "lengths": 304, "length_axis": 312, "padding": 316}
+OLDER_SIZES = [192, 240, 288]
 on_64_bits = pytest.mark.skipif(
     ctypes.sizeof(ctypes.c_void_p) != 8, reason="offsets of 64-bit systems")  # fmt: skip
 
@@ -687,7 +688,7 @@ def test_offsets(struct):
 
 @on_64_bits
 def test_offsets_of_what_came_later():
-    assert offsets_of(capi.Call) == ABI_1[capi.Call] | FUSION | IMAGES
+    assert offsets_of(capi.Call) == ABI_1[capi.Call] | FUSION | IMAGES | MASKS
 
 
 def test_call_has_no_padding():

@@ -237,15 +237,21 @@ def test_interrupted(folder):
         ["stats", "x.npy", "-o", "s.json"],
         ["normalize", "x.npy", "y.npy", "--stats", "p.json"],
     ):
+        # A job in the background of a shell ignores the signal, and so would its children.
         process = subprocess.Popen(
             [sys.executable, "-m", "fastbn", *command], stderr=subprocess.PIPE, text=True,
-            env=os.environ,
+            env=os.environ, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
-        time.sleep(2.0)  # while it imports, Python answers the signal
-        while command[0] == "normalize" and not (folder / "y.npy.partial" / "journal").exists():
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        try:
+            time.sleep(2.0)  # while it imports, Python answers the signal
+            journal = folder / "y.npy.partial" / "journal"
+            while command[0] == "normalize" and not journal.exists():
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
         assert process.returncode == 130
         assert "Traceback" not in err
         assert ("--resume" in err) == (command[0] == "normalize")

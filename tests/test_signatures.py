@@ -159,6 +159,8 @@ def test_layers_may_be_made_without_eps(name):
 def test_calls_of_layers(name):
     call = LAYERS[name].__call__
     expected = ["self", "x"] if name == "InPlaceBatchNorm" else ["self", "x", "out", "residual"]
+    if not name.startswith(("InPlace", "Layer", "RMS")):
+        expected += ["mask", "lengths", "length_axis"]
     if name in ("BatchNorm", "BatchRenorm"):
         expected += ["update_running"]
     assert list(parameters(call)) == expected

@@ -3,7 +3,7 @@
 
 fastbn.h, which this repeats, has the explanations. Declarations only.
 """
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 
 cdef extern from "fastbn.h" nogil:
     enum:
@@ -61,6 +61,7 @@ cdef extern from "fastbn.h" nogil:
         FASTBN_BAD_WORKSPACE
         FASTBN_BAD_TASK
         FASTBN_OVERLAP
+        FASTBN_BAD_MASK
 
     ctypedef struct fastbn_tensor:
         void* data
@@ -104,6 +105,10 @@ cdef extern from "fastbn.h" nogil:
         const double* norm_std
         void* minimum
         void* maximum
+        fastbn_tensor mask
+        const int64_t* lengths
+        int32_t length_axis
+        int32_t padding
 
     ctypedef struct fastbn_api:
         size_t struct_size

@@ -93,6 +93,16 @@ residual : ndarray of the shape and dtype of `x`, optional
     "out": """\
 out : ndarray of the shape and dtype of `x`, optional
     Where to write `y`: `x` itself, or memory apart from all inputs.""",
+    "counted": """\
+mask : ndarray of bool, optional
+    Which elements count: with the axes of `x` but that of the channels, in their order, each
+    of its size or 1. The others enter no statistics, and the results are 0 there, whatever
+    they hold.
+lengths : array_like of int, shape (N,), optional
+    In place of a mask: how many positions of each instance count, the first ones.
+length_axis : str, optional
+    The letter of `layout` along which `lengths` are. Not needed where there is one axis
+    beside those of instances and channels.""",
     # ---- what forward returns, and what is to know of it
     "y": """\
 y : ndarray
@@ -133,6 +143,9 @@ activation, negative_slope, residual : optional
     "dx_out": """\
 out : ndarray of the shape and dtype of `x`, optional
     Where to write `dx`: `dy` or `x` itself, or memory apart from all inputs.""",
+    "forward_counted": """\
+mask, lengths, length_axis : optional
+    As in the forward pass; elsewhere `dx` is 0.""",
     "dx": """\
 dx : ndarray
     `out`, or a new array of the shape, dtype and memory order of `x`.""",

@@ -9,6 +9,7 @@ from fastbn._types import Activation, Exchange, Float64, Kept, Shape, Vector
 
 def check_layout(layout: str | None) -> None: ...
 def axis_of_instances(layout: str | None) -> int: ...
+def axis_of_channels(layout: str | None, x: NDArray) -> int: ...
 def check_eps(eps: float) -> float: ...
 def check_momentum(momentum: float) -> float: ...
 def check_number(value: float, name: str) -> float: ...
@@ -24,6 +25,9 @@ def check_parameter(array: object, name: str, shape: tuple[int, ...]) -> Vector:
 def count_channels(x: object, layout: str | None, name: str) -> int: ...
 def check_like(array: object, name: str, x: NDArray, x_name: str) -> None: ...
 def check_channels(x: object, layout: str | None, num_features: int, /) -> None: ...
+def mask_for(
+    x: NDArray, layout: str | None, mask: object, lengths: object, length_axis: object, /
+) -> NDArray[np.bool_] | None: ...
 def overwritten(out: NDArray | None, x: NDArray, residual: NDArray | None, /) -> bool: ...
 
 @final
@@ -60,41 +64,48 @@ def convert_image(
     max_value: float, dtype: object, out: NDArray | None, inverse: bool, /
 ) -> Any: ...
 def batch_statistics(
-    x: NDArray, layout: str | None, /
+    x: NDArray, layout: str | None, mask: NDArray | None = None, lengths: Any = None,
+    length_axis: str | None = None, /
 ) -> tuple[int, Float64, Float64, NDArray, NDArray]: ...
 def batch_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, running_mean: Kept | None,
     running_var: Kept | None, residual: NDArray | None, out: NDArray | None, training: bool,
     momentum: float, eps: float, layout: str | None, activation: str | None,
     negative_slope: float, only_y: bool, num_features: int | None = None,
-    prepared: Prepared | None = None, mode: int = 0, exchange: Exchange | None = None, /
+    prepared: Prepared | None = None, mode: int = 0, exchange: Exchange | None = None,
+    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
 ) -> Any: ...
 def batch_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, training: bool,
     layout: str | None, activation: str | None, negative_slope: float, inverted: bool,
-    dresidual: NDArray | None = None, mode: int = 0, exchange: Exchange | None = None, /
+    dresidual: NDArray | None = None, mode: int = 0, exchange: Exchange | None = None,
+    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
 ) -> Any: ...
 def group_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,
     out: NDArray | None, num_groups: SupportsIndex, eps: float, layout: str | None,
-    activation: str | None, negative_slope: float, only_y: bool, /
+    activation: str | None, negative_slope: float, only_y: bool,
+    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
 ) -> Any: ...
 def group_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, num_groups: SupportsIndex,
-    layout: str | None, activation: str | None, negative_slope: float, /
+    layout: str | None, activation: str | None, negative_slope: float,
+    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
 ) -> Any: ...
 def instance_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, running_mean: Kept | None,
     running_var: Kept | None, residual: NDArray | None, out: NDArray | None,
     use_input_stats: bool, momentum: float, eps: float, layout: str | None,
-    activation: str | None, negative_slope: float, only_y: bool, /
+    activation: str | None, negative_slope: float, only_y: bool,
+    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
 ) -> Any: ...
 def instance_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, layout: str | None,
-    activation: str | None, negative_slope: float, /
+    activation: str | None, negative_slope: float,
+    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
 ) -> Any: ...
 def layer_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,

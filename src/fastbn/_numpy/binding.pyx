@@ -5,6 +5,7 @@
     checks.pxi      what only arrays can be wrong in: types, shapes, flags, layouts
     errors.pxi      the engine's faults in Python's words
     tensors.pxi     arrays as tensors of the call; copies of what it cannot describe
+    masks.pxi       masks and lengths
     vectors.pxi     parameters and statistics as vectors of the call
     prepared.pxi    what inference keeps from call to call
     images.pxi      integers, and other layouts
@@ -34,7 +35,7 @@ from fastbn cimport *
 from fastbn._threads cimport team_was, threads_for
 from fastbn.engine cimport core
 from fastbn.engine.request cimport (
-    ARG_AXIS, ARG_BIAS, ARG_DRESIDUAL, ARG_DY, ARG_EPS, ARG_INVSTD,
+    ARG_AXIS, ARG_BIAS, ARG_DRESIDUAL, ARG_DY, ARG_EPS, ARG_INVSTD, ARG_LENGTHS, ARG_MASK,
     ARG_MEAN, ARG_NONE, ARG_OUT, ARG_RESIDUAL,
     ARG_RUNNING_MEAN, ARG_RUNNING_VAR, ARG_WEIGHT, ARG_X, ARGUMENTS, INTERRUPTED, MAX_DIMENSIONS,
     NO_AXIS, NO_MEMORY, Axes, Extras, Memory, Request)
@@ -94,6 +95,7 @@ include "checks.pxi"
 include "errors.pxi"
 include "tensors.pxi"
 include "vectors.pxi"
+include "masks.pxi"
 include "prepared.pxi"
 
 
@@ -140,6 +142,8 @@ cdef int compute(Frame* f, Arrays a) except -1:
         return 0
     try:
         run_request(f)
+        if r.fault.code != FASTBN_OK:     # what only a look at a mask can say
+            raise_fault(f, a)
         a.copy_back()
         if f.call.operation == FASTBN_FORWARD:
             PyErr_CheckSignals()        # the last moment at which nothing is lost
@@ -176,6 +180,8 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
             raise MemoryError("no memory for the workspace")
         if status == INTERRUPTED:
             return -1
+        if status != FASTBN_OK:
+            raise_fault(f, a)
         if backward:
             core.commit(r)
         count, whole = exchange(count, own)
@@ -198,11 +204,14 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
 
 # ---- batch norm ----------------------------------------------------------------------
 
-cdef inline Py_ssize_t count_of(cnp.ndarray x, Py_ssize_t channels) noexcept:
+cdef inline Py_ssize_t count_of(Frame* f, cnp.ndarray x, Py_ssize_t channels) noexcept:
+    # Values of each channel that are counted.
+    if is_masked(f) and x.size:
+        return f.request.counted
     return cnp.PyArray_SIZE(x) // channels if channels else 0
 
 
-def batch_statistics(x_, layout, /):
+def batch_statistics(x_, layout, mask=None, lengths=None, length_axis=None, /):
     """Return (values per channel, mean, M2, min, max) of each channel; of the dtype of x the last.
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
@@ -219,14 +228,16 @@ def batch_statistics(x_, layout, /):
     f.call.minimum, f.call.maximum = cnp.PyArray_DATA(low), cnp.PyArray_DATA(high)
     f.call.mean, f.call.m2 = numbers_of(mean), numbers_of(m2)
     a.x = x
+    take_mask(&f, a, mask, lengths, length_axis, layout)
     a.understand(&f)
     compute(&f, a)
-    return count_of(x, channels), mean, m2, low, high
+    return count_of(&f, x, channels), mean, m2, low, high
 
 
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,
                   momentum, eps, layout, activation, negative_slope, bint only_y,
-                  num_features=None, Prepared prepared=None, int mode=MOVED, exchange=None, /):
+                  num_features=None, Prepared prepared=None, int mode=MOVED, exchange=None,
+                  mask=None, lengths=None, length_axis=None, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
     For a layer: x must have `num_features` channels. What is `prepared` was made of
@@ -251,6 +262,7 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     take_activation(&f, activation, negative_slope)
     f.extras.part = exchange is not None
     a.x, a.residual = x, checked_residual(residual_, x)
+    take_mask(&f, a, mask, lengths, length_axis, layout)
     a.weight = checked_vector(weight_, "weight", channels)
     a.bias = checked_vector(bias_, "bias", channels)
     a.running_mean = checked_running(running_mean_, "running_mean", channels, moves)
@@ -272,12 +284,13 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     else:
         compute(&f, a)
     if training and (mode == HELD or mode == UNMOVED):
-        return a.given_out, a.mean, a.invstd, count_of(x, channels), a.m2
+        return a.given_out, a.mean, a.invstd, count_of(&f, x, channels), a.m2
     return a.given_out if only_y else (a.given_out, a.mean, a.invstd)
 
 
 def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, layout, activation,
-                   negative_slope, bint inverted, dresidual=None, int mode=MOVED, exchange=None, /):
+                   negative_slope, bint inverted, dresidual=None, int mode=MOVED, exchange=None,
+                   mask=None, lengths=None, length_axis=None, /):
     """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
 
     With `inverted`, x is what forward returned, and the vectors are those that take it
@@ -297,6 +310,7 @@ def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, 
     f.extras.part = exchange is not None
     take_activation(&f, activation, negative_slope)
     a.take_inputs(x, checked_array(dy, "dy"), residual)
+    take_mask(&f, a, mask, lengths, length_axis, layout)
     a.mean = checked_vector(checked_array(mean, "mean", False), "mean", channels)
     a.invstd = checked_vector(checked_array(invstd, "invstd", False), "invstd", channels)
     a.weight = checked_vector(weight, "weight", channels)
@@ -340,7 +354,8 @@ cdef object backward_of_instances(Frame* f, Arrays a, Py_ssize_t groups, dy, mea
     return a.gradients(f, True)
 
 
-cdef Arrays arrays_of_instances(Frame* f, x_, int norm, int operation, layout, num_groups):
+cdef Arrays arrays_of_instances(Frame* f, x_, int norm, int operation, layout, num_groups,
+                                mask, lengths, length_axis):
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Arrays a = Arrays.__new__(Arrays)
@@ -349,15 +364,16 @@ cdef Arrays arrays_of_instances(Frame* f, x_, int norm, int operation, layout, n
     f.call.channel_axis, f.call.sample_axis = axis, instance_axis(layout)
     if norm == FASTBN_GROUP_NORM:
         f.call.groups = checked_groups(num_groups, x.shape[axis])
+    take_mask(f, a, mask, lengths, length_axis, layout)
     return a
 
 
 def group_forward(x, weight, bias, residual, out, num_groups, eps, layout, activation,
-                  negative_slope, bint only_y, /):
+                  negative_slope, bint only_y, mask=None, lengths=None, length_axis=None, /):
     """Group norm: return (y, mean, invstd), or y."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_GROUP_NORM, FASTBN_FORWARD, layout,
-                                        num_groups)
+                                        num_groups, mask, lengths, length_axis)
     cdef Py_ssize_t channels = a.x.shape[f.call.channel_axis]
     a.weight = checked_vector(weight, "weight", channels)
     a.bias = checked_vector(bias, "bias", channels)
@@ -366,24 +382,27 @@ def group_forward(x, weight, bias, residual, out, num_groups, eps, layout, activ
 
 
 def group_backward(dy, x, mean, invstd, weight, bias, residual, out, num_groups, layout,
-                   activation, negative_slope, /):
+                   activation, negative_slope, mask=None, lengths=None, length_axis=None, /):
     """Group norm: return (dx, dweight, dbias)."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_GROUP_NORM, FASTBN_BACKWARD, layout,
-                                        num_groups)
+                                        num_groups, mask, lengths, length_axis)
     return backward_of_instances(&f, a, f.call.groups, dy, mean, invstd, weight, bias, residual,
                                  out, activation, negative_slope)
 
 
 def instance_forward(x, weight, bias, running_mean, running_var, residual, out, use_input_stats,
-                     momentum, eps, layout, activation, negative_slope, bint only_y, /):
+                     momentum, eps, layout, activation, negative_slope, bint only_y,
+                     mask=None, lengths=None, length_axis=None, /):
     """Instance norm: return (y, mean, invstd), or y."""
     cdef Frame f
-    cdef Arrays a = arrays_of_instances(&f, x, FASTBN_INSTANCE_NORM, FASTBN_FORWARD, layout, None)
+    cdef Arrays a = arrays_of_instances(&f, x, FASTBN_INSTANCE_NORM, FASTBN_FORWARD, layout, None,
+                                        mask, lengths, length_axis)
     cdef Py_ssize_t channels = a.x.shape[f.call.channel_axis]
     if not checked_flag(use_input_stats, "use_input_stats"):
         return instance_inference(a.x, weight, bias, running_mean, running_var, residual, out, eps,
-                                  layout, activation, negative_slope, only_y)
+                                  layout, activation, negative_slope, only_y, mask, lengths,
+                                  length_axis)
     f.call.momentum = checked_number(momentum, "momentum")
     a.weight = checked_vector(weight, "weight", channels)
     a.bias = checked_vector(bias, "bias", channels)
@@ -394,7 +413,8 @@ def instance_forward(x, weight, bias, running_mean, running_var, residual, out, 
 
 
 cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, running_var, residual,
-                               out, eps, layout, activation, negative_slope, bint only_y):
+                               out, eps, layout, activation, negative_slope, bint only_y,
+                               mask, lengths, length_axis):
     # All instances have the same statistics: then this is batch norm.
     for name, running in ("running_mean", running_mean), ("running_var", running_var):
         if running is None:
@@ -402,7 +422,8 @@ cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, runnin
                             f"({x.shape[channel_axis(layout, x)]},), since use_input_stats is "
                             "False, got None")
     y, mean, invstd = batch_forward(x, weight, bias, running_mean, running_var, residual, out,
-                                    False, 0.0, eps, layout, activation, negative_slope, False)
+                                    False, 0.0, eps, layout, activation, negative_slope, False,
+                                    None, None, MOVED, None, mask, lengths, length_axis)
     if only_y:
         return y
     instances = (x.shape[instance_axis(layout)], 1)
@@ -410,11 +431,11 @@ cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, runnin
 
 
 def instance_backward(dy, x, mean, invstd, weight, bias, residual, out, layout, activation,
-                      negative_slope, /):
+                      negative_slope, mask=None, lengths=None, length_axis=None, /):
     """Instance norm: return (dx, dweight, dbias)."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_INSTANCE_NORM, FASTBN_BACKWARD, layout,
-                                        None)
+                                        None, mask, lengths, length_axis)
     return backward_of_instances(&f, a, a.x.shape[f.call.channel_axis], dy, mean, invstd, weight,
                                  bias, residual, out, activation, negative_slope)
 

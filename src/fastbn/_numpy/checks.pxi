@@ -325,6 +325,11 @@ cdef Py_ssize_t checked_groups(num_groups, Py_ssize_t channels) except -1:
     return groups
 
 
+def axis_of_channels(layout, x):
+    """Return the axis of the channels of an array, or raise."""
+    return channel_axis(layout, x)
+
+
 def count_channels(x, layout, name):
     """Return how many channels `x` has, or raise."""
     cdef cnp.ndarray array = checked_array(x, name)

@@ -6,7 +6,7 @@ cdef dict NAMES = {
     ARG_X: "x", ARG_DY: "dy", ARG_RESIDUAL: "residual", ARG_OUT: "out",
     ARG_DRESIDUAL: "dresidual", ARG_WEIGHT: "weight", ARG_BIAS: "bias",
     ARG_RUNNING_MEAN: "running_mean", ARG_RUNNING_VAR: "running_var", ARG_MEAN: "mean",
-    ARG_INVSTD: "invstd"}
+    ARG_INVSTD: "invstd", ARG_MASK: "mask", ARG_LENGTHS: "lengths"}
 # What has statistics of its own, by norm.
 cdef dict OWNERS = {
     FASTBN_BATCH_NORM: "channel in training", FASTBN_GROUP_NORM: "group",
@@ -66,6 +66,9 @@ cdef int raise_fault(Frame* f, Arrays a) except -1:
         raise overlap_error(call, argument, f.request.fault.other)
     if code == FASTBN_BAD_NUMBER:
         raise number_error(call, argument)
+    if code == FASTBN_ONE_VALUE and argument == ARG_MASK:
+        raise ValueError(f"x: expected more than one value per {OWNERS[call.norm]}, got one that "
+                         f"counts, shape {(<object>a.x).shape}")
     if code == FASTBN_ONE_VALUE:
         raise ValueError(f"x: expected more than one value per {OWNERS[call.norm]}, "
                          f"got shape {(<object>a.x).shape}")

@@ -117,7 +117,6 @@ def integer_statistics(x_, int axis, mask_, nodata_, /):
     cdef cnp.ndarray high = new_vector(channels, cnp.PyArray_TYPE(x))
     cdef cnp.ndarray counts = new_vector(channels, cnp.NPY_INT64)
     cdef cnp.ndarray sums = np.empty((channels, 4), np.int64)
-    cdef Py_ssize_t mask_strides[MAX_DIMENSIONS]
     cdef Frame f
     cdef int i
     begin_image(&f, x, axis, FASTBN_STATISTICS)
@@ -129,8 +128,8 @@ def integer_statistics(x_, int axis, mask_, nodata_, /):
         f.extras.nodata = <const int32_t*>cnp.PyArray_DATA(nodata)
     if mask is not None:
         for i in range(x.ndim):
-            mask_strides[i] = 0 if i == axis else mask.strides[i - (i > axis)]
-        f.extras.mask.data, f.extras.mask.strides = cnp.PyArray_DATA(mask), mask_strides
+            f.mask_strides[i] = 0 if i == axis else mask.strides[i - (i > axis)]
+        f.call.mask.data, f.call.mask.strides = cnp.PyArray_DATA(mask), f.mask_strides
     run_image(&f, None)
     return counts, mean, m2, low, high, sums
 

@@ -17,6 +17,7 @@ cdef struct Frame:
     Request request
     Memory memory[ARGUMENTS]
     Py_ssize_t strides[TENSORS][MAX_DIMENSIONS]     # in elements
+    Py_ssize_t mask_strides[MAX_DIMENSIONS]
 
 
 cdef inline Axes axes_of(cnp.ndarray a) noexcept:
@@ -113,6 +114,8 @@ cdef class Arrays:
     cdef cnp.ndarray residual
     cdef cnp.ndarray out
     cdef cnp.ndarray dresidual
+    cdef cnp.ndarray mask
+    cdef cnp.ndarray lengths
     cdef cnp.ndarray dweight
     cdef cnp.ndarray dbias
     cdef cnp.ndarray given_out
@@ -176,6 +179,7 @@ cdef class Arrays:
         memset(f.memory, 0, sizeof(f.memory))
         f.memory[ARG_X], f.memory[ARG_DY] = memory_of(self.x), memory_of(self.dy)
         f.memory[ARG_RESIDUAL] = memory_of(self.residual)
+        f.memory[ARG_MASK], f.memory[ARG_LENGTHS] = memory_of(self.mask), memory_of(self.lengths)
         f.memory[ARG_WEIGHT], f.memory[ARG_BIAS] = memory_of(self.weight), memory_of(self.bias)
         f.memory[ARG_RUNNING_MEAN] = memory_of(self.running_mean)
         f.memory[ARG_RUNNING_VAR] = memory_of(self.running_var)

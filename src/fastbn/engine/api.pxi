@@ -68,7 +68,11 @@ cdef int api_begin(const fastbn_call* call, int workers, void* workspace,
     if code != FASTBN_OK:
         return code
     state = state_in(workspace)
-    take_memory(&r, on_a_line(<char*>state + sizeof(State)))
+    code = take_memory(&r, on_a_line(<char*>state + sizeof(State)))
+    if code != FASTBN_OK:
+        return code
+    if has_no_statistics(&r):
+        take_nothing(&r)
     state.request = r
     list_phases(&state.request, 0, &own, &phases)
     state.phases = phases.count
@@ -173,6 +177,9 @@ cdef const char* api_error_message(int code) noexcept nogil:
     if code == FASTBN_OVERLAP:
         return ("out, dresidual: expected the memory of an input with the same strides, or memory "
                 "apart; of dresidual, not that of x or out")
+    if code == FASTBN_BAD_MASK:
+        return ("mask, lengths: expected at most one of them, and neither with layer and RMS norm; "
+                "strides of 0 on the channel axis; lengths from 0 to the size of their axis")
     return "unknown error"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # The memory of a request: a part for each worker, since they may work on different
-# instances; what features need, once; and what threads keep count in. An instance, or the
-# groups of its channels, have buffers of their own.
+# instances; what features need, and a mask, once; and what threads keep count in. An
+# instance, or the groups of its channels, have buffers of their own.
 #
 # May say how much is needed, and set pointers. May not allocate, compute with elements. A
 # part of core.pyx.
@@ -25,6 +25,8 @@ cdef inline Job job_of_groups(const Request* r, const Job* job) noexcept nogil:
     b.partial[1] = b.partial[0] + groups.problem.view.channels * groups.plan.segments
     b.mean = b.group_mean
     b.m2 = b.var = b.invstd = b.group_invstd
+    b.mask.blocks = b.mask.group_blocks
+    b.mask.prefixes = NULL
     return groups
 
 
@@ -93,7 +95,8 @@ cdef inline size_t size_for_workers(const Request* r) noexcept nogil:
 
 cdef size_t size_of_workspace(Request* r) noexcept nogil:
     r.worker_size = lay_out(r, &r.job.buffers, NULL)
-    return size_for_workers(r) + lay_out_features(r, &r.job.buffers, NULL) + size_of_team(r)
+    return (size_for_workers(r) + lay_out_features(r, &r.job.buffers, NULL)
+            + lay_out_mask(r, &r.job.buffers.mask, NULL) + size_of_team(r) + LINE)
 
 
 cdef void use_workspace(Request* r, char* memory) noexcept nogil:
@@ -101,6 +104,8 @@ cdef void use_workspace(Request* r, char* memory) noexcept nogil:
     r.workspace = memory
     lay_out(r, &r.job.buffers, memory)
     place += lay_out_features(r, &r.job.buffers, place)
+    place = on_a_line(place)
+    place += lay_out_mask(r, &r.job.buffers.mask, place)
     r.shares = on_a_line(place)
     if r.job.problem.view.features:
         r.kernels.broadcast_features(&r.job, 0, r.job.problem.view.inner)
@@ -140,5 +145,6 @@ cdef Job job_of_instance(const Request* r, Py_ssize_t i, int worker) noexcept no
     own.group_invstd = later(own.group_invstd, at)
     own.dweight = later(own.dweight, i * channels)
     own.dbias = later(own.dbias, i * channels)
+    move_mask_to_instance(r, &own.mask, i)
     lay_out(r, own, r.workspace + worker * r.worker_size)
     return job

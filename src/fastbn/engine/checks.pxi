@@ -16,7 +16,7 @@ cdef int take_call(const fastbn_call* given, Request* r) noexcept nogil:
     if given.struct_size < known:
         memset(call, 0, known)
     memcpy(call, given, known if known < given.struct_size else given.struct_size)
-    if call.reserved != 0 or call.reserved2 != 0:
+    if call.reserved != 0 or call.reserved2 != 0 or call.padding != 0:
         return fail(r, FASTBN_UNKNOWN_FIELD, ARG_CALL)
     if call.operation == FASTBN_STATISTICS or converts(call):   # they can follow nothing
         call.activation, call.residual.data = FASTBN_IDENTITY, NULL
@@ -125,6 +125,35 @@ cdef bint is_eps(double eps, bint positive) noexcept nogil:
     return eps > 0.0 or (eps == 0.0 and not positive)
 
 
+cdef inline bint are_axes_of_lengths(const fastbn_call* call) noexcept nogil:
+    return (is_axis(call, call.sample_axis) and is_axis(call, call.length_axis)
+            and call.sample_axis != call.channel_axis and call.length_axis != call.channel_axis
+            and call.sample_axis != call.length_axis)
+
+
+cdef inline Py_ssize_t count_lengths(const fastbn_call* call) noexcept nogil:
+    return call.shape[call.sample_axis] if call.lengths != NULL else 0
+
+
+cdef int check_mask(Request* r) noexcept nogil:
+    # What can be wrong without a look at its elements.
+    cdef const fastbn_call* call = &r.call
+    if call.mask.data == NULL and call.lengths == NULL:
+        return FASTBN_OK
+    if of_rows(call) or converts(call) or (call.mask.data != NULL and call.lengths != NULL):
+        return fail(r, FASTBN_BAD_MASK, ARG_MASK)
+    if call.lengths != NULL and is_image(call):
+        return fail(r, FASTBN_BAD_MASK, ARG_LENGTHS)
+    if call.lengths != NULL and not are_axes_of_lengths(call):
+        return fail(r, FASTBN_BAD_AXIS, ARG_LENGTHS)
+    if call.lengths != NULL and <size_t>call.lengths % sizeof(int64_t):
+        return fail(r, FASTBN_MISALIGNED, ARG_LENGTHS)
+    if call.mask.data != NULL and (
+            call.mask.strides == NULL or call.mask.strides[call.channel_axis] != 0):
+        return fail(r, FASTBN_BAD_MASK, ARG_MASK)
+    return FASTBN_OK
+
+
 cdef int check_numbers(Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
     if call.operation in (FASTBN_INFERENCE, FASTBN_FORWARD) and not is_eps(
@@ -155,10 +184,15 @@ cdef void count_vectors(Request* r) noexcept nogil:
     r.owners = r.groups * (call.shape[call.sample_axis] if of_instances(call) else 1)
 
 
+cdef inline bint counts_later(const Request* r) noexcept nogil:
+    # How many values a channel has, a mask says, or those who have the rest of the batch.
+    return r.extras.part or (has_mask(&r.call) and r.call.norm == FASTBN_BATCH_NORM)
+
+
 cdef int check_count(Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
     if (call.operation == FASTBN_FORWARD or call.operation == FASTBN_BACKWARD) and (
-            not of_rows(call) and not r.empty and not r.extras.part
+            not of_rows(call) and not r.empty and not counts_later(r)
             and size_of_axes(call, 0, call.ndim) == r.owners):
         return fail(r, FASTBN_ONE_VALUE, ARG_X)
     return FASTBN_OK
@@ -172,6 +206,8 @@ cdef int check_call(Request* r) noexcept nogil:
         code = check_shape(r)
     if code == FASTBN_OK:
         code = check_axes(r)
+    if code == FASTBN_OK:
+        code = check_mask(r)
     if code == FASTBN_OK:
         code = check_numbers(r)
     if code == FASTBN_OK:

@@ -8,6 +8,7 @@
     overlap.pxi     which arguments may share memory
     call.pxi        a call -> a request
     plan.pxi        how it is cut, by shape alone
+    mask.pxi        which positions count
     buffers.pxi     where memory is; that of an instance
     vectors.pxi     parameters and statistics, to float64 and back
     images.pxi      the same for calls that are a nest of loops: integers, other layouts
@@ -22,7 +23,7 @@ objects, raise.
 """
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.math cimport NAN
-from libc.stdint cimport PTRDIFF_MAX, uint32_t, uint64_t
+from libc.stdint cimport PTRDIFF_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
@@ -30,8 +31,8 @@ from fastbn cimport *
 from fastbn.engine.request cimport *
 from fastbn.kernels.images cimport FULL_ROW, PANEL, TABLE, Image, ImageKernel, ImageKernels, Nest
 from fastbn.kernels.problem cimport (
-    COEFFICIENT_KINDS, COLUMNS, PIXELS, RUN_COLUMNS, WRAP, Buffers, Job, KernelTable, Operand,
-    Plan, Problem, TileKernel, View)
+    COEFFICIENT_KINDS, COLUMNS, MASK_PADDING, PIXELS, PROBES, RUN_COLUMNS, WRAP, BlockMask, Buffers,
+    Job, KernelTable, Mask, Operand, Plan, Problem, TileKernel, View)
 
 cdef extern from *:
     const char* FASTBN_VERSION
@@ -48,6 +49,7 @@ include "overlap.pxi"
 include "call.pxi"
 include "plan.pxi"
 include "vectors.pxi"
+include "mask.pxi"
 include "buffers.pxi"
 include "phases.pxi"
 include "images.pxi"
@@ -63,27 +65,31 @@ cdef size_t size_of_memory(Request* r, int workers) noexcept nogil:
     return take_vectors(r, NULL) + size_of_workspace(r) + LINE
 
 
-cdef void take_memory(Request* r, char* memory) noexcept nogil:
+cdef int take_memory(Request* r, char* memory) noexcept nogil:
+    # Then all that can be wrong is known.
     if is_image(&r.call):
         use_image_memory(r, memory)
-    else:
-        use_workspace(r, memory + take_vectors(r, <double*>memory))
+        return FASTBN_OK
+    use_workspace(r, memory + take_vectors(r, <double*>memory))
+    return take_mask(r)
 
 
 cdef int allocate(Request* r, int workers) noexcept nogil:
     r.memory = malloc(size_of_memory(r, workers))
     if r.memory == NULL:
         return NO_MEMORY
-    take_memory(r, on_a_line(<char*>r.memory))
-    return FASTBN_OK
+    return take_memory(r, on_a_line(<char*>r.memory))
 
 
 cdef int run(Request* r, int workers) noexcept nogil:
     cdef int status = allocate(r, workers)
     if status != FASTBN_OK:
         return status
-    if r.empty and not (r.call.operation == FASTBN_INFERENCE or is_image(&r.call)):
+    if is_image(&r.call):
+        return run_phases(r)
+    if has_no_statistics(r):
         take_nothing(r)
+    if r.empty and r.call.operation != FASTBN_INFERENCE:
         return FASTBN_OK
     return run_phases(r)
 
@@ -93,7 +99,7 @@ cdef int run_own(Request* r, int workers, double* count, double* vectors) noexce
     cdef int status = allocate(r, workers)
     if status != FASTBN_OK:
         return status
-    if r.empty:
+    if r.empty or r.nothing:
         fill(r.job.buffers.mean if not is_backward(&r.call) else NULL, r.parameters, 0.0)
         fill(r.job.buffers.m2, r.parameters, 0.0)
         fill(r.job.buffers.dbias, r.parameters, 0.0)
@@ -102,7 +108,7 @@ cdef int run_own(Request* r, int workers, double* count, double* vectors) noexce
         phases.count = 0
         add_own(&phases, r, &r.job)
         status = run_listed(&phases, r)
-    count[0] = 0.0 if r.empty else <double>values_of_a_channel(&r.job.problem.view)
+    count[0] = <double>values_that_count(r)
     give_own(r, vectors)
     return status
 
@@ -120,7 +126,7 @@ cdef int run_rest(Request* r, double count, const double* vectors) noexcept nogi
 cdef void commit(Request* r) noexcept nogil:
     if is_image(&r.call):
         return
-    if has_values(r):
+    if not has_no_statistics(r):
         finish_vectors(r)
     write_vectors(r)
 

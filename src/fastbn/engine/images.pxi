@@ -302,8 +302,8 @@ cdef int understand_image(Request* r) noexcept nogil:
     image.x = <const char*>call.x.data
     image.other = <char*>call.out.data
     if not conversion:
-        image.other = <char*>r.extras.mask.data
-        out = axes_of_tensor(call, &r.extras.mask, gapless[1])
+        image.other = <char*>call.mask.data
+        out = axes_of_tensor(call, &call.mask, gapless[1])
     settle_nest(r, &x, &out if image.other != NULL else NULL)
     settle_panels(image, image.other != NULL or r.extras.nodata != NULL)
     return FASTBN_OK

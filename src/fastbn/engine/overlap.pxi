@@ -161,6 +161,9 @@ cdef void place_all(Arena* arena, const Request* r) noexcept nogil:
     place_tensor(arena, r, ARG_DRESIDUAL, &call.dresidual if backward and adds else &none)
     place_vector(arena, ARG_WEIGHT, call.weight, r.parameters, itemsize)
     place_vector(arena, ARG_BIAS, call.bias, r.parameters, itemsize)
+    place_vector(arena, ARG_LENGTHS, call.lengths, count_lengths(call), sizeof(int64_t))
+    place_tensor(arena, r, ARG_MASK, &call.mask)
+    arena.at[ARG_MASK].itemsize = 1
     place_vector(arena, ARG_RUNNING_MEAN, NULL if backward else call.running_mean, r.groups,
                  itemsize)
     place_vector(arena, ARG_RUNNING_VAR, NULL if backward else call.running_var, r.groups,

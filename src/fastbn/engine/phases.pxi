@@ -277,9 +277,23 @@ cdef void add_backward(Phases* phases, const Request* r, const Job* job) noexcep
 
 # ---- operations ----------------------------------------------------------------------
 
+cdef void write_all_dz(const Phase* phase, Py_ssize_t i, int worker) noexcept nogil:
+    phase.request.kernels.write_dz(phase.job, 0, phase.job.plan.tiles, 0, phase.job.plan.blocks)
+
+
+cdef void add_zeros(Phases* phases, const Request* r, const Job* job) noexcept nogil:
+    # Where a mask leaves nothing.
+    if r.job.plan.dz_first:
+        add(phases, r, job, write_all_dz, 1)
+    if r.call.operation != FASTBN_STATISTICS:
+        add_blocks(phases, r, job, share_of_blocks, r.kernels.write_forward)
+
+
 cdef void add_phases(Phases* phases, const Request* r, const Job* job) noexcept nogil:
     # Those of one instance.
-    if r.call.operation == FASTBN_STATISTICS:
+    if has_no_statistics(r):
+        add_zeros(phases, r, job)
+    elif r.call.operation == FASTBN_STATISTICS:
         add_statistics(phases, r, job)
     elif r.call.operation == FASTBN_INFERENCE:
         add_inference(phases, r, job)

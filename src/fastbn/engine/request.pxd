@@ -38,6 +38,8 @@ cdef enum:      # arguments that can be wrong; tensors and vectors come last
     ARG_DRESIDUAL
     ARG_WEIGHT
     ARG_BIAS
+    ARG_MASK
+    ARG_LENGTHS
     ARG_RUNNING_MEAN
     ARG_RUNNING_VAR
     ARG_MEAN
@@ -82,7 +84,6 @@ ctypedef struct Extras:
     const int32_t* nodata
     int64_t* sums
     int64_t* counts
-    fastbn_tensor mask          # bytes, in the shape of x; strides 0 along the channels
     bint part                   # batch norm: of the batch, others have the rest; `run_own`
 
 ctypedef struct Request:
@@ -99,6 +100,8 @@ ctypedef struct Request:
     Py_ssize_t groups           # that have statistics of their own: in an instance ...
     Py_ssize_t owners           # ... and in all of them
     bint empty
+    bint nothing                # a mask leaves no value: as if it were empty, but for zeros
+    Py_ssize_t counted          # positions that a mask leaves, of all instances
     int workers
     # Workspace: a part of `worker_size` bytes for each worker that takes instances.
     char* workspace

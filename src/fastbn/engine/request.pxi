@@ -45,6 +45,12 @@ cdef inline bint has_residual(const fastbn_call* call) noexcept nogil:
     return call.residual.data != NULL
 
 
+cdef inline bint has_no_statistics(const Request* r) noexcept nogil:
+    # Nothing counts, here or in the rest of the batch.
+    return ((r.empty or r.nothing) and r.call.operation != FASTBN_INFERENCE
+            and not r.job.problem.total > 0.0)
+
+
 cdef inline bint has_running(const fastbn_call* call) noexcept nogil:
     return ((call.running_mean != NULL or call.running_var != NULL)
             and (call.norm == FASTBN_BATCH_NORM or call.norm == FASTBN_INSTANCE_NORM))

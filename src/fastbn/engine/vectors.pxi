@@ -145,8 +145,8 @@ cdef void fill(double* vector, Py_ssize_t n, double value) noexcept nogil:
 
 
 cdef void take_nothing(Request* r) noexcept nogil:
-    # The results of an empty tensor: mean 0, invstd NaN, gradients 0. Running statistics
-    # stay.
+    # The results of a tensor of which nothing counts: mean 0, invstd NaN, gradients 0.
+    # Running statistics stay.
     cdef const fastbn_call* call = &r.call
     if is_backward(call):
         fill(r.job.buffers.dweight, r.parameters, 0.0)
@@ -161,10 +161,6 @@ cdef void take_nothing(Request* r) noexcept nogil:
         fill(call.invstd, r.owners, NAN)
 
 
-cdef inline bint has_values(const Request* r) noexcept nogil:
-    return r.job.problem.total > 0.0 or not r.empty
-
-
 cdef void write_vectors(const Request* r) noexcept nogil:
     cdef const fastbn_call* call = &r.call
     cdef const Buffers* b = &r.job.buffers
@@ -173,7 +169,7 @@ cdef void write_vectors(const Request* r) noexcept nogil:
     elif call.operation == FASTBN_STATISTICS and b.minimum != NULL:
         write_vector(b.minimum, r.owners, call.dtype, call.minimum)
         write_vector(b.maximum, r.owners, call.dtype, call.maximum)
-    elif call.operation == FASTBN_FORWARD and has_running(call) and has_values(r):
+    elif call.operation == FASTBN_FORWARD and has_running(call) and not has_no_statistics(r):
         write_vector(b.running_mean, r.groups, call.vector_dtype, call.running_mean)
         write_vector(b.running_var, r.groups, call.vector_dtype, call.running_var)
     elif is_backward(call):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from fastbn._docs import filled
 from fastbn._numpy import CHECKED, HELD, INPUT, MOVED, ONLY_Y, UNMOVED, WITH_STATISTICS, binding
 from fastbn.functional import ghost, running
+from fastbn.functional.counted import Counted
 from fastbn.functional.selection import statistics
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     ghost_batch_size: SupportsIndex | None = None,
     update_running: bool = True,
     unbiased: bool = True,
@@ -64,6 +68,7 @@ def batch_norm(
     {momentum}
     {eps}
     {layout}
+    {counted}
     {ghost}
     {update_running}
     {unbiased}
@@ -117,12 +122,13 @@ def batch_norm(
             and on_nonfinite == "propagate"):  # fmt: skip
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-            layout, activation, negative_slope, ONLY_Y
+            layout, activation, negative_slope, ONLY_Y, None, None, MOVED, None, mask, lengths,
+            length_axis
         )  # fmt: skip
     return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
         layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
-        on_nonfinite
+        on_nonfinite, Counted(mask, lengths, length_axis)
     )[0]  # fmt: skip
 
 
@@ -138,6 +144,9 @@ def batch_norm_forward(
     momentum: float = 0.1,
     eps: float = 1e-5,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     ghost_batch_size: SupportsIndex | None = None,
     update_running: bool = True,
     unbiased: bool = True,
@@ -159,6 +168,7 @@ def batch_norm_forward(
     {momentum}
     {eps}
     {layout}
+    {counted}
     {ghost}
     {update_running}
     {unbiased}
@@ -205,12 +215,13 @@ def batch_norm_forward(
             and on_nonfinite == "propagate"):  # fmt: skip
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-            layout, activation, negative_slope, WITH_STATISTICS
+            layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, None, mask,
+            lengths, length_axis
         )  # fmt: skip
     return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
         layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
-        on_nonfinite
+        on_nonfinite, Counted(mask, lengths, length_axis)
     )  # fmt: skip
 
 
@@ -232,6 +243,7 @@ def _forward_otherwise(
     update_running: bool,
     unbiased: bool,
     on_nonfinite: OnNonfinite,
+    counted: Counted,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
     # By slices, or where running statistics do not follow the batch as the engine has it.
     size = ghost.check_size(ghost_batch_size)
@@ -242,17 +254,19 @@ def _forward_otherwise(
     if not binding.check_flag(training, "training"):
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, False, *options,
-            WITH_STATISTICS
+            WITH_STATISTICS, None, None, MOVED, None, *counted
         )  # fmt: skip
     plain = moves and unbiased and on_nonfinite == "propagate"
     mode = MOVED if plain else HELD if moves else UNMOVED
     kept: tuple[Kept | None, Kept | None]
     kept = (running_mean, running_var) if moves else (None, None)
 
-    def normalise(x: NDArray, residual: NDArray | None, out: NDArray | None) -> Any:
+    def normalise(
+        x: NDArray, residual: NDArray | None, out: NDArray | None, counted: Counted
+    ) -> Any:
         result = binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, True, *options,
-            WITH_STATISTICS, None, None, mode
+            WITH_STATISTICS, None, None, mode, None, *counted
         )  # fmt: skip
         if not plain:
             y, mean, invstd, count, m2 = result
@@ -262,24 +276,13 @@ def _forward_otherwise(
         return result
 
     if size is None:
-        return normalise(x, residual, out)
+        return normalise(x, residual, out, counted)
     y = binding.batch_forward(
-        x,
-        weight,
-        bias,
-        kept[0],
-        kept[1],
-        residual,
-        out,
-        True,
-        *options,
-        ONLY_Y,
-        None,
-        None,
-        CHECKED,
-    )
+        x, weight, bias, kept[0], kept[1], residual, out, True, *options, ONLY_Y, None, None,
+        CHECKED, None, *counted
+    )  # fmt: skip
     with ghost.unmoved_on_error(*kept):
-        return ghost.forward(x, residual, y, layout, size, normalise)
+        return ghost.forward(x, residual, y, layout, size, normalise, counted)
 
 
 @filled
@@ -293,6 +296,9 @@ def batch_norm_backward(
     bias: Vector | None = None,
     training: bool = True,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     ghost_batch_size: SupportsIndex | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
@@ -319,6 +325,7 @@ def batch_norm_backward(
     training : bool, default True
         Whether the forward pass used the statistics of the batch.
     {forward_layout}
+    {forward_counted}
     ghost_batch_size : int, optional
         As in the forward pass.
     {forward_fusion}
@@ -355,19 +362,22 @@ def batch_norm_backward(
     if size is not None and binding.check_flag(training, "training"):
         return ghost.backward(
             dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope,
-            size
+            size, Counted(mask, lengths, length_axis)
         )  # fmt: skip
     return binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT
+        negative_slope, INPUT, None, MOVED, None, mask, lengths, length_axis
     )  # fmt: skip
 
 
+@filled
 def batch_stats(
     x: NDArray[Any],
     *,
     layout: str | None = None,
     mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     nan_policy: str = "propagate",
     nodata: ArrayLike | None = None,
 ) -> BatchStats:
@@ -380,12 +390,10 @@ def batch_stats(
         are exact, and need neither a conversion nor a copy of `x`.
     layout : str, optional
         As for `batch_norm`.
-    mask : ndarray of bool, optional
-        True counts. It has the axes of `x` without that of the channels, each of the size
-        in `x` or 1.
+    {counted}
     nan_policy : {"propagate", "omit", "raise"}, default "propagate"
-        What to do about NaN (not Inf) in what `mask` and `nodata` leave: count it, leave it
-        out of its channel, or raise.
+        What to do about NaN (not Inf) in what the others leave: count it, leave it out of
+        its channel, or raise.
     nodata : float or array_like of shape (C,), optional
         A value that does not count, compared by ``==``; NaN means NaN. One that the dtype
         of `x` cannot hold matches nothing.
@@ -422,4 +430,4 @@ def batch_stats(
     >>> stats.count, stats.mean
     (array([1., 2.]), array([  7., 255.]))
     """
-    return statistics(x, layout, mask, nan_policy, nodata)
+    return statistics(x, layout, Counted(mask, lengths, length_axis), nan_policy, nodata)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
-from fastbn._numpy import CHECKED, INPUT, binding
+from fastbn._numpy import CHECKED, INPUT, MOVED, binding
+from fastbn.functional.counted import ALL, Counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +51,27 @@ def slices_of(x: NDArray, layout: str | None, size: int) -> list[tuple[slice, ..
     return slices
 
 
+def counted_slices(
+    x: NDArray, layout: str | None, slices: list[tuple[slice, ...]], counted: Counted
+) -> list[Counted]:
+    """Return what counts of each slice; raise if it is one value per channel."""
+    whole = counted.as_mask(x, layout)
+    if whole.mask is None:
+        return [ALL] * len(slices)
+    instances, channels = binding.axis_of_instances(layout), binding.axis_of_channels(layout, x)
+    parts = [whole.of_instances(part[-1], instances - (instances > channels)) for part in slices]
+    shape = list(x.shape)
+    del shape[channels]
+    for part, counts in zip(slices, parts, strict=True):
+        shape[instances - (instances > channels)] = part[-1].stop - part[-1].start
+        if np.count_nonzero(np.broadcast_to(counts.mask, shape)) == 1:
+            raise ValueError(
+                "ghost_batch_size: expected slices of more than one value per channel, got "
+                f"{part[-1]} of x of shape {x.shape}, of which one value counts"
+            )
+    return parts
+
+
 @contextmanager
 def unmoved_on_error(*arrays: NDArray | None) -> Iterator[None]:
     """Put back what was in the arrays, if the slices are not all done."""
@@ -69,14 +91,16 @@ def forward(
     y: NDArray[Floating],
     layout: str | None,
     size: int,
-    normalise: Callable[[NDArray, NDArray | None, NDArray], tuple],
+    normalise: Callable[[NDArray, NDArray | None, NDArray, Counted], tuple],
+    counted: Counted,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
-    """Return y, and the statistics of the slices: `normalise(x, residual, out)` of each."""
+    """Return y and the statistics of the slices: `normalise(x, residual, out, counted)` of each."""
     slices = slices_of(x, layout, size)
+    counts = counted_slices(x, layout, slices, counted)
     mean, invstd = np.empty((2, len(slices), binding.count_channels(x, layout, "x")))
     for i, part in enumerate(slices):
         residuals = None if residual is None else residual[part]
-        _, mean[i], invstd[i] = normalise(x[part], residuals, y[part])
+        _, mean[i], invstd[i] = normalise(x[part], residuals, y[part], counts[i])
     return y, mean, invstd
 
 
@@ -93,6 +117,7 @@ def backward(
     activation: Activation | None,
     negative_slope: float,
     size: int,
+    counted: Counted,
 ) -> Gradients[Floating]:
     """Return the gradients; those of parameters are summed in float64, slice after slice."""
     channels = binding.count_channels(x, layout, "x")
@@ -104,14 +129,15 @@ def backward(
     options = (True, layout, activation, negative_slope, INPUT)
     one = np.zeros(channels)
     dx, dweight, dbias, *rest = binding.batch_backward(
-        dy, x, one, one, weight, bias, residual, out, *options, None, CHECKED
+        dy, x, one, one, weight, bias, residual, out, *options, None, CHECKED, None, *counted
     )
+    counts = counted_slices(x, layout, slices, counted)
     sums = np.zeros((2, channels))
     for i, part in enumerate(slices):
         residuals = (None, None) if residual is None else (residual[part], rest[0][part])
         _, *gradients = binding.batch_backward(
             dy[part], x[part], mean[i], invstd[i], weight, bias, residuals[0], dx[part],
-            *options, residuals[1]
+            *options, residuals[1], MOVED, None, *counts[i]
         )  # fmt: skip
         with np.errstate(all="ignore"):
             sums += gradients[:2]

@@ -9,7 +9,8 @@ from fastbn._docs import filled
 from fastbn._numpy import ONLY_Y, WITH_STATISTICS, binding
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
 
@@ -23,6 +24,9 @@ def group_norm(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -42,6 +46,7 @@ def group_norm(
     {affine: (C,)}
     {eps}
     {instance_layout}
+    {counted}
     {activation}
     {negative_slope}
     {residual}
@@ -78,7 +83,7 @@ def group_norm(
     """
     return binding.group_forward(
         x, weight, bias, residual, out, num_groups, eps, layout, activation, negative_slope,
-        ONLY_Y
+        ONLY_Y, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -91,6 +96,9 @@ def group_norm_forward(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -105,6 +113,7 @@ def group_norm_forward(
     {affine: (C,)}
     {eps}
     {instance_layout}
+    {counted}
     {activation}
     {negative_slope}
     {residual}
@@ -136,7 +145,7 @@ def group_norm_forward(
     """
     return binding.group_forward(
         x, weight, bias, residual, out, num_groups, eps, layout, activation, negative_slope,
-        WITH_STATISTICS
+        WITH_STATISTICS, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -151,6 +160,9 @@ def group_norm_backward(
     *,
     bias: Vector | None = None,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -174,6 +186,7 @@ def group_norm_backward(
         As in the forward pass.
     {forward_affine: (C,)}
     {forward_layout}
+    {forward_counted}
     {forward_fusion}
     {dx_out}
 
@@ -206,7 +219,7 @@ def group_norm_backward(
     """
     return binding.group_backward(
         dy, x, mean, invstd, weight, bias, residual, out, num_groups, layout, activation,
-        negative_slope
+        negative_slope, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -222,6 +235,9 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -245,6 +261,7 @@ def instance_norm(
     {momentum}
     {eps}
     {instance_layout}
+    {counted}
     {activation}
     {negative_slope}
     {residual}
@@ -289,7 +306,7 @@ def instance_norm(
     """
     return binding.instance_forward(
         x, weight, bias, running_mean, running_var, residual, out, use_input_stats, momentum,
-        eps, layout, activation, negative_slope, ONLY_Y
+        eps, layout, activation, negative_slope, ONLY_Y, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -305,6 +322,9 @@ def instance_norm_forward(
     momentum: float = 0.1,
     eps: float = 1e-5,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -322,6 +342,7 @@ def instance_norm_forward(
     {momentum}
     {eps}
     {instance_layout}
+    {counted}
     {activation}
     {negative_slope}
     {residual}
@@ -354,7 +375,7 @@ def instance_norm_forward(
     """
     return binding.instance_forward(
         x, weight, bias, running_mean, running_var, residual, out, use_input_stats, momentum,
-        eps, layout, activation, negative_slope, WITH_STATISTICS
+        eps, layout, activation, negative_slope, WITH_STATISTICS, mask, lengths, length_axis
     )  # fmt: skip
 
 
@@ -368,6 +389,9 @@ def instance_norm_backward(
     *,
     bias: Vector | None = None,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -385,6 +409,7 @@ def instance_norm_backward(
     {forward_statistics: of shape (N, C)}
     {forward_affine: (C,)}
     {forward_layout}
+    {forward_counted}
     {forward_fusion}
     {dx_out}
 
@@ -422,5 +447,6 @@ def instance_norm_backward(
     array([1.])
     """
     return binding.instance_backward(
-        dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope
+        dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope,
+        mask, lengths, length_axis
     )  # fmt: skip

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Statistics of what is left of a batch: without what a mask, `nodata` or NaN leaves out.
 
-A channel of which nothing is left out has the bits of `batch_stats` without these arguments,
-since it is summed as without them. Of other channels of floats, what is kept is copied, a
-channel at a time, and summed alone. May not sum.
+The engine leaves out what a mask does. A channel of floats that has NaN or `nodata` besides is
+copied without them and summed alone; the others have the bits that the mask gives them. May
+not sum.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbn._numpy import binding
+from fastbn.functional.counted import ALL, Counted
 from fastbn.stats import BatchStats
 
 if TYPE_CHECKING:
@@ -82,25 +83,6 @@ def checked_nodata(
     ]
 
 
-def checked_mask(mask: object, shape: tuple[int, ...], axis: int) -> Mask | None:
-    """Return `mask` in the shape of x without its channel axis, or raise; True counts."""
-    if mask is None:
-        return None
-    if not isinstance(mask, np.ndarray) or isinstance(mask, np.ma.MaskedArray):
-        raise TypeError(f"mask: expected a numpy.ndarray of dtype bool, got {type(mask).__name__}")
-    if mask.dtype != np.bool_:
-        raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
-    wanted = shape[:axis] + shape[axis + 1 :]
-    if mask.ndim != len(wanted) or any(
-        size not in (1, needed) for size, needed in zip(mask.shape, wanted, strict=True)
-    ):
-        raise ValueError(
-            f"mask: expected shape {wanted}, that of x without its channel axis, or 1 in the "
-            f"place of a size, got {mask.shape}"
-        )
-    return np.broadcast_to(mask, wanted)
-
-
 def _is(values: Array, number: Any) -> Mask:
     found: Mask = np.isnan(values) if number != number else values == number
     return found
@@ -133,6 +115,7 @@ def select(
         values = x[(slice(None),) * axis + (channel,)]
         number = None if nodata is None else nodata[channel]
         kept = np.ones(values.shape, np.bool_) if mask is None else mask
+        given = kept
         if number is not None:
             kept = kept & ~_is(values, number)
         if nan_policy != "propagate" and not np.isfinite(whole.mean[channel]):
@@ -140,16 +123,16 @@ def select(
             if nan_policy == "raise" and (kept & nan).any():
                 with_nan.append(channel)
             kept = kept & ~nan
-        if not (with_nan or kept.all()):
-            channels.put(channel, statistics_of_all(values[kept].reshape(-1, 1), None))
+        if not with_nan and kept is not given and not np.array_equal(kept, given):
+            channels.put(channel, statistics_of_floats(values[kept].reshape(-1, 1), None))
     if with_nan:
         raise ValueError(f"x: expected no NaN, got some in channels {with_nan}")
     return channels.stats()
 
 
-def statistics_of_all(x: Array, layout: str | None) -> BatchStats:
-    """Return the statistics of everything in x, which is floats."""
-    count, mean, m2, low, high = binding.batch_statistics(x, layout)
+def statistics_of_floats(x: Array, layout: str | None, counted: Counted = ALL) -> BatchStats:
+    """Return the statistics of what counts in x."""
+    count, mean, m2, low, high = binding.batch_statistics(x, layout, *counted)
     return BatchStats(count, mean, m2, min=low, max=high)
 
 
@@ -174,16 +157,17 @@ def statistics_of_integers(
 
 
 def statistics(
-    x: Array, layout: str | None, mask: object, nan_policy: str, nodata: ArrayLike | None
+    x: Array, layout: str | None, counted: Counted, nan_policy: str, nodata: ArrayLike | None
 ) -> BatchStats:
     """Return what `batch_stats` returns."""
     axis, integers = binding.check_image(x, layout)
     checked_policy(nan_policy)
-    kept = checked_mask(mask, x.shape, axis)
     numbers = checked_nodata(nodata, x.dtype, x.shape[axis])
+    if not integers and nan_policy == "propagate" and numbers is None:
+        return statistics_of_floats(x, layout, counted)
+    kept = counted.as_mask(x, layout).mask
+    if kept is not None:
+        kept = np.broadcast_to(kept, x.shape[:axis] + x.shape[axis + 1 :])
     if integers:
         return statistics_of_integers(x, axis, kept, numbers)
-    whole = statistics_of_all(x, layout)
-    if kept is None and nan_policy == "propagate" and numbers is None:
-        return whole
-    return select(x, axis, whole, kept, nan_policy, numbers)
+    return select(x, axis, statistics_of_floats(x, layout, counted), kept, nan_policy, numbers)

@@ -81,7 +81,8 @@ enum fastbn_error {
     FASTBN_BAD_WORKERS = 12,
     FASTBN_BAD_WORKSPACE = 13,
     FASTBN_BAD_TASK = 14,
-    FASTBN_OVERLAP = 15
+    FASTBN_OVERLAP = 15,
+    FASTBN_BAD_MASK = 16
 };
 
 /* Elements of `dtype`, in the shape of the call. Strides are in elements, one for each
@@ -103,7 +104,7 @@ typedef struct fastbn_call {
                                    which are not half; needed only with them */
     int32_t ndim;               /* at most 64 */
     int32_t channel_axis;       /* 1 for NCHW, 3 for NHWC; not of layer and RMS norm */
-    int32_t sample_axis;        /* of group and instance norm */
+    int32_t sample_axis;        /* of group and instance norm, and of lengths */
     int32_t normalized_ndim;    /* of layer and RMS norm: the last axes, so many */
     const ptrdiff_t *shape;     /* ndim sizes, at least 1 */
     ptrdiff_t groups;           /* of group norm */
@@ -146,6 +147,14 @@ typedef struct fastbn_call {
      * channel has one. */
     void *minimum;
     void *maximum;
+    /* Which elements count, of all channels alike: a mask, or lengths; not of layer and RMS
+     * norm. The others enter no statistics and no gradient; out and dresidual are 0 there. */
+    fastbn_tensor mask;         /* bytes, 0 or 1; it has strides, that of the channel axis 0;
+                                   data NULL: all count */
+    const int64_t *lengths;     /* of each sample, how many along length_axis count: the
+                                   first; from 0 to its size. NULL: all */
+    int32_t length_axis;
+    int32_t padding;            /* 0 */
 } fastbn_call;
 
 /* Functions return FASTBN_OK or another of the codes above, if not said otherwise.

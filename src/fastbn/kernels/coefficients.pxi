@@ -190,7 +190,7 @@ cdef void group_coefficients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexc
     # The same for sums over all channels of a group.
     cdef Py_ssize_t c, g
     cdef double s, q, invstd
-    cdef double inverse_count = 1.0 / <double>(count_per_channel(job) * job.problem.group)
+    cdef double inverse_count = 1.0 / <double>(values_per_channel(job) * job.problem.group)
     for g in range(c0 // job.problem.group, c1 // job.problem.group):
         s = q = 0.0
         for c in range(g * job.problem.group, (g + 1) * job.problem.group):

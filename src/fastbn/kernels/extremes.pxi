@@ -52,7 +52,9 @@ cdef inline void block_extremes(const Job* job, const Block* block, Py_ssize_t c
     cdef Py_ssize_t i, c, together = neighbours(job, &job.buffers.x, channels)
     cdef Matrix m
     cdef int part
-    if job.plan.long_runs:
+    if block.mask != NULL:
+        counted_extremes(job, block, channel, channels, e)
+    elif job.plan.long_runs:
         run_extremes(job, block, channel, channels, e)
     elif job.plan.pixels > 1 and gapless_runs(job, &job.buffers.x):
         m = pixel_matrix(job, element(job, &job.buffers.x, 0, block.run, 0), block.runs)
@@ -66,6 +68,78 @@ cdef inline void block_extremes(const Job* job, const Block* block, Py_ssize_t c
             matrix_extremes(&m, c * job.problem.view.inner, e)
 
 
+cdef void fill_with_counted(const Job* job, const Block* block, Py_ssize_t channel,
+                            Py_ssize_t channels, Columns* fill) noexcept nogil:
+    # An element that counts in the place of those that do not: it changes no extreme.
+    cdef Py_ssize_t c, j, width = columns_per_channel(job), at = block.mask.probes[0]
+    cdef elem* one
+    for c in range(channels):
+        one = element(job, &job.buffers.x, channel + c, block.run + at // block.length,
+                      block.offset + at % block.length)
+        for j in range(width):
+            fill.pivot[c * width + j] = as_real(as_double(one[0]))
+
+
+cdef void counted_run_extremes(const Job* job, const Block* block, Py_ssize_t channel,
+                               Py_ssize_t channels, const Columns* fill,
+                               Extremes* e) noexcept nogil:
+    # Of what counts in long runs.
+    cdef ChunkCopy copy
+    cdef Run chunk
+    cdef Matrix m
+    cdef Py_ssize_t run, c, i, at, part
+    cdef const Mask* mask = &job.buffers.mask
+    for run in range(block.run, block.run + block.runs):
+        for c in range(channels):
+            for i in range(ceil_div(block.length, IN_L1)):
+                at = block.offset + i * IN_L1
+                chunk = Run(element(job, &job.buffers.x, channel + c, run, at), NULL,
+                            no_features(), minimum(IN_L1, block.length - i * IN_L1),
+                            c * RUN_COLUMNS, mask.bytes + run * mask.period, mask.period, at)
+                copy_chunk(&chunk, fill, MOMENTS, &copy)
+                m = copied_matrix(copy.x, RUN_COLUMNS, RUN_COLUMNS)
+                m.rows = chunk.length // RUN_COLUMNS
+                for part in range(2):
+                    matrix_extremes(&m, chunk.first, e)
+                    m = remainder_matrix(m, chunk.length)
+
+
+cdef void counted_row_extremes(const Job* job, const Block* block, Py_ssize_t channel,
+                               Py_ssize_t channels, Py_ssize_t first, const Columns* fill,
+                               Extremes* e) noexcept nogil:
+    # Of what counts in rows and short runs.
+    cdef RowsCopy copy
+    cdef Py_ssize_t run = block.run, length = channels * block.length
+    cdef Py_ssize_t step = ceil_div(length, PADDING) * PADDING, most = ROWS_COPIED // step
+    cdef Matrix m = copied_matrix(copy.x, length, step)
+    while True:
+        if job.buffers.mask.period == 1:
+            m.rows = copy_counted_runs(job, block, channel, length, step, most, MOMENTS, &run,
+                                       &copy)
+        else:
+            m.rows = copy_masked_runs(job, block, channel, channels, step, most, MOMENTS, &run,
+                                      fill.pivot + first, &copy)
+        if m.rows == 0:
+            return
+        matrix_extremes(&m, first, e)
+
+
+cdef void counted_extremes(const Job* job, const Block* block, Py_ssize_t channel,
+                           Py_ssize_t channels, Extremes* e) noexcept nogil:
+    # Of a block of which a part counts.
+    cdef Columns fill
+    cdef Py_ssize_t i, first, together = neighbours(job, &job.buffers.x, channels)
+    fill_with_counted(job, block, channel, channels, &fill)
+    if job.plan.long_runs:
+        counted_run_extremes(job, block, channel, channels, &fill, e)
+        return
+    if job.problem.view.inner == 1:     # rows are copied, from wherever channels are
+        together = channels
+    for i in range(channels // together):
+        first = i * together * job.problem.view.inner
+        counted_row_extremes(job, block, channel + i * together, together, first, &fill, e)
+
+
 cdef inline void segment_extremes(const Job* job, Py_ssize_t tile, Py_ssize_t segment,
                                   Extremes* e) noexcept nogil:
     cdef Py_ssize_t channel = first_channel(job, tile), channels = count_channels(job, tile)
@@ -77,8 +151,9 @@ cdef inline void segment_extremes(const Job* job, Py_ssize_t tile, Py_ssize_t se
         e.low[j], e.high[j], e.nan[j] = INFINITY, -INFINITY, 0
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
-        block = block_at(job, b)
-        block_extremes(job, &block, channel, channels, e)
+        block = counted_block(job, b)
+        if values_in(&block) > 0:
+            block_extremes(job, &block, channel, channels, e)
     for c in range(channels):
         low, high, nan = INFINITY, -INFINITY, 0
         for j in range(width):      # of pixels: the columns of the first pixel, of the next ...

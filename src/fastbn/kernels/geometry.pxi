@@ -18,6 +18,7 @@
 cdef struct Block:
     Py_ssize_t run, runs        # runs [run, run + runs) ...
     Py_ssize_t offset, length   # ... elements [offset, offset + length) of each
+    const BlockMask* mask       # those of them that count; NULL: all do
 
 cdef struct Matrix:
     elem* data
@@ -51,11 +52,6 @@ cdef inline Py_ssize_t count_per_channel(const Job* job) noexcept nogil:
     return job.problem.view.outer * job.problem.view.middle * job.problem.view.inner
 
 
-cdef inline double count_of_batch(const Job* job) noexcept nogil:
-    # Of which x may be a part.
-    return job.problem.total if job.problem.total > 0.0 else <double>count_per_channel(job)
-
-
 cdef inline Py_ssize_t columns_per_channel(const Job* job) noexcept nogil:
     return RUN_COLUMNS if job.plan.long_runs else job.problem.view.inner
 
@@ -67,8 +63,59 @@ cdef inline Block block_at(const Job* job, Py_ssize_t index) noexcept nogil:
     block.runs = minimum(job.plan.block_runs,
                          job.problem.view.outer * job.problem.view.middle - block.run)
     block.offset = part * job.plan.block_length
+    block.mask = NULL
     block.length = minimum(job.plan.block_length, job.problem.view.inner - block.offset)
     return block
+
+
+cdef inline bint is_masked(const Job* job) noexcept nogil:
+    return job.buffers.mask.bytes != NULL
+
+
+cdef inline Py_ssize_t values_per_channel(const Job* job) noexcept nogil:
+    # That count.
+    return job.buffers.mask.count if is_masked(job) else count_per_channel(job)
+
+
+cdef inline double count_of_batch(const Job* job) noexcept nogil:
+    # Of which x may be a part.
+    return job.problem.total if job.problem.total > 0.0 else <double>values_per_channel(job)
+
+
+cdef inline bint counts_nothing(const Job* job) noexcept nogil:
+    return is_masked(job) and job.buffers.mask.count == 0
+
+
+cdef inline Py_ssize_t values_in(const Block* block) noexcept nogil:
+    return block.mask.count if block.mask != NULL else block.runs * block.length
+
+
+cdef inline bint is_one_stretch(const BlockMask* mask) noexcept nogil:
+    # Is nothing left out between the first and the last position that count?
+    return mask.probes[PROBES - 1] - mask.probes[0] + 1 == mask.count
+
+
+cdef inline Block counted_block(const Job* job, Py_ssize_t index) noexcept nogil:
+    # What counts of a block: all of it, all of some neighbouring runs, or what a mask says.
+    cdef Block block = block_at(job, index)
+    cdef const BlockMask* mask
+    if not is_masked(job):
+        return block
+    mask = &job.buffers.mask.blocks[index]
+    if mask.count == block.runs * block.length:
+        return block
+    if job.buffers.mask.period == 1 and mask.count > 0 and is_one_stretch(mask):
+        block.run += mask.probes[0] // block.length
+        block.runs = mask.count // block.length
+        return block
+    block.mask = mask
+    return block
+
+
+cdef inline bint all_counts(const Job* job, Py_ssize_t index) noexcept nogil:
+    # Of a masked job, a block.
+    cdef Block block = block_at(job, index)
+    return job.buffers.mask.blocks[index].count == block.runs * block.length
 
 
 cdef inline Py_ssize_t count_in_segment(const Job* job, Py_ssize_t segment) noexcept nogil:
@@ -77,9 +124,20 @@ cdef inline Py_ssize_t count_in_segment(const Job* job, Py_ssize_t segment) noex
     cdef Block block
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
-        block = block_at(job, b)
-        count += block.runs * block.length
+        block = counted_block(job, b)
+        count += values_in(&block)
     return count
+
+
+cdef inline Py_ssize_t extent_of_run(const Job* job, const Block* block,
+                                     Py_ssize_t run) noexcept nogil:
+    # How many elements of a block's run count, if they are its first; else -1.
+    cdef const Mask* mask = &job.buffers.mask
+    if mask.period == 1:
+        return block.length if mask.bytes[run] else 0
+    if mask.prefixes == NULL:
+        return -1
+    return mask.prefixes[run * job.plan.parts + block.offset // job.plan.block_length]
 
 
 cdef inline elem* element(const Job* job, const Operand* operand, Py_ssize_t channel,

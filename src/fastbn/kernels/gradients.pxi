@@ -21,10 +21,15 @@ cdef void sum_gradient_again(const Job* job, const Block* block, Py_ssize_t chan
     cdef Py_ssize_t j, width = columns_per_channel(job)
     broadcast_coefficients(job, channel, 1, terms, &own)
     wide.in_real = &own
+    if block.mask != NULL:      # each of these columns is the channel's, too
+        width = RUN_COLUMNS
     for j in range(width):
         wide.pow2_scale[j] = own.pow2_scale[j]
         wide.pivot[j] = own.pivot[j]
-    reduce_block_f64(job, block, channel, 1, &wide, columns, terms)
+    if block.mask != NULL:
+        reduce_counted_f64(job, block, channel, &wide, columns, terms)
+    else:
+        reduce_block_f64(job, block, channel, 1, &wide, columns, terms)
     reduce_columns(columns, 1, width, s, q)
 
 
@@ -46,7 +51,9 @@ cdef inline void segment_gradients(const Job* job, Py_ssize_t tile, Py_ssize_t s
     memset(q_sum, 0, channels * sizeof(double))
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
-        block = block_at(job, b)
+        block = counted_block(job, b)
+        if values_in(&block) == 0:
+            continue
         reduce_block(job, &block, channel, channels, columns, terms)
         reduce_channels(job, columns, channels, s, q)
         infinite = 0
@@ -111,6 +118,9 @@ cdef void merge_gradients(const Job* job, Py_ssize_t c0, Py_ssize_t c1) noexcept
     cdef fp_state saved = fp_enter()
     memset(dbias + c0, 0, (c1 - c0) * sizeof(double))
     memset(dweight + c0, 0, (c1 - c0) * sizeof(double))
+    if counts_nothing(job):        # there is no mean
+        fp_leave(saved)
+        return
     for segment in range(job.plan.segments):
         s = job.buffers.partial[0] + segment * job.problem.view.channels
         q = job.buffers.partial[1] + segment * job.problem.view.channels

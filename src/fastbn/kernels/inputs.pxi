@@ -23,6 +23,9 @@ cdef struct Run:
     Features features
     Py_ssize_t length
     Py_ssize_t first            # of the channel's columns
+    const signed char* mask     # of all of the run, its period, ...
+    Py_ssize_t period
+    Py_ssize_t at               # ... and where the elements are in it; NULL: all count
 
 
 cdef inline const Operand* other_input(const Job* job, int terms) noexcept nogil:

@@ -14,6 +14,7 @@ This one source is compiled once for each pair; simd.h gives it the registers.
    inputs.pxi           what is summed, and what sums read
    rowgroups.pxi        the terms of sums, and up to ROWS of them added
    columns.pxi          the columns of a tile and their float64 sums; channels <-> columns
+   masks.pxi            copies of what is summed, without what does not count
    reduce_groups.pxi    row groups of a matrix to the sums of its columns
    reduce_rowwise.pxi   the same, row by row
    reduce_run.pxi       a long run to the sums of its channel
@@ -32,6 +33,7 @@ This one source is compiled once for each pair; simd.h gives it the registers.
    write_rows.pxi       passes with a table of coefficients: rows, planes of few values
    write_planes.pxi     passes along runs: planes
    write_features.pxi   passes along runs with parameters of their own: layer norm
+   write_masked.pxi     what counts is written, and zeros elsewhere
    writes.pxi           which of these walks: the kernels
 
    vectors.pxi          vectors of parameters, to float64 and back
@@ -55,8 +57,9 @@ from fastbn cimport (
     FASTBN_HARDSIGMOID, FASTBN_HARDSWISH, FASTBN_IDENTITY, FASTBN_LEAKY_RELU, FASTBN_RELU,
     FASTBN_RELU6, FASTBN_SILU)
 from fastbn.kernels.problem cimport (
-    COEFFICIENT_KINDS, COLUMNS, MAX_WIDTH, OFFSET, PIVOT, PIXELS, POW2_SCALE, RUN_COLUMNS, SCALE,
-    SHIFT, SLOPE, WRAP, ActivationTraits, Buffers, Job, KernelTable, Operand, View)
+    COEFFICIENT_KINDS, COLUMNS, MAX_WIDTH, OFFSET, PIVOT, PIXELS, POW2_SCALE, PROBES, RUN_COLUMNS,
+    SCALE, SHIFT, SLOPE, WRAP, ActivationTraits, BlockMask, Buffers, Job, KernelTable, Mask,
+    Operand, TileKernel, View)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state
@@ -119,6 +122,8 @@ cdef extern from "simd.h" nogil:
     lanes all_bits()
     lanes no_bits()
     lanes and_bits(lanes v, lanes bits)
+    lanes mask_bits(const signed char* mask)
+    lanes select_bits(lanes bits, lanes one, lanes other)
     lanes round_to_int(lanes v)
     lanes scale_by_pow2(lanes v, lanes n)
     double inverse_pow2(double size)
@@ -132,6 +137,7 @@ include "activations.pxi"
 include "inputs.pxi"
 include "rowgroups.pxi"
 include "columns.pxi"
+include "masks.pxi"
 include "reduce_groups.pxi"
 include "reduce_rowwise.pxi"
 include "reduce_run.pxi"
@@ -148,6 +154,7 @@ include "elementwise.pxi"
 include "write_rows.pxi"
 include "write_planes.pxi"
 include "write_features.pxi"
+include "write_masked.pxi"
 include "writes.pxi"
 include "vectors.pxi"
 

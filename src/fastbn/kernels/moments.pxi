@@ -3,7 +3,6 @@
 # Blocks are summed around a pivot, and merged. May not write a tensor.
 
 cdef enum:
-    PROBES = 5      # the pivot is the median of so many elements of the block
     SPREAD = 4      # sums are trusted while sum (x - pivot)^2 <= SPREAD * M2 ...
     SMALLEST_BLOCK = 32     # narrower elements, if no more, are summed in float64 at once
 
@@ -37,7 +36,8 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
         memset(m.pivot, 0, (channels + PADDING) * sizeof(real))
         return
     for k in range(PROBES):
-        at = k * (block.runs * block.length - 1) // (PROBES - 1)
+        at = (block.mask.probes[k] if block.mask != NULL
+              else k * (block.runs * block.length - 1) // (PROBES - 1))
         run = at // block.length if block.runs > 1 else 0
         probes[k] = one_of_each(job, channel, channels, block.run + run,
                                 block.offset + at - run * block.length, m.probes[k])
@@ -72,12 +72,28 @@ cdef inline void close_channels(const Job* job, Py_ssize_t c0, Py_ssize_t c1, do
         m.m2[c] = squares(m.s[c], m.q[c], n)
 
 
+cdef void sum_counted_float64(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
+                              Py_ssize_t c1, Columns* columns, BlockMoments* m) noexcept nogil:
+    # One channel after the other.
+    cdef WideColumns wide
+    cdef Py_ssize_t c, j
+    for c in range(c0, c1):
+        for j in range(RUN_COLUMNS):
+            wide.pivot[j] = m.start[c]
+        reduce_counted_f64(job, block, channel + c, &wide, columns, MOMENTS)
+        reduce_columns(columns, 1, RUN_COLUMNS, m.s + c, m.q + c)
+
+
 cdef inline void sum_float64(const Job* job, const Block* block, Py_ssize_t channel, Py_ssize_t c0,
                              Py_ssize_t c1, double n, Columns* columns,
                              BlockMoments* m) noexcept nogil:
     # Channels [c0, c1) of a block in float64, around `start`.
     cdef WideColumns wide
     cdef Py_ssize_t c, j, width = columns_per_channel(job)
+    if block.mask != NULL:
+        sum_counted_float64(job, block, channel, c0, c1, columns, m)
+        close_channels(job, c0, c1, n, m)
+        return
     if width == 1:
         memcpy(wide.pivot, m.start + c0, (c1 - c0) * sizeof(double))
     else:
@@ -147,8 +163,10 @@ cdef inline void segment_moments(const Job* job, Py_ssize_t tile, Py_ssize_t seg
     load_origins(job, channel, channels, m.origin)
     for b in range(segment * job.plan.segment_blocks,
                    minimum((segment + 1) * job.plan.segment_blocks, job.plan.blocks)):
-        block = block_at(job, b)
-        n = <double>block.runs * <double>block.length
+        block = counted_block(job, b)
+        n = <double>values_in(&block)
+        if n == 0.0:
+            continue
         if HALVES > 1 and n <= SMALLEST_BLOCK:
             sum_few(job, &block, channel, channels, n, columns, m)
         else:

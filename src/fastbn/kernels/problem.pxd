@@ -16,6 +16,8 @@ cdef enum:
     RUN_COLUMNS = MAX_WIDTH     # a long run is read as a matrix of so many columns
     PIXELS = MAX_WIDTH          # so many pixels of fewer channels make a row of a matrix
     WRAP = MAX_WIDTH            # so many coefficients follow those of the channels
+    PROBES = 5                  # the pivot is the median of so many elements of a block
+    MASK_PADDING = 64           # bytes behind those of a mask: registers reach past its end
 
 cdef enum:
     POW2_SCALE, PIVOT, SCALE, SHIFT, SLOPE, OFFSET, COEFFICIENT_KINDS
@@ -76,6 +78,24 @@ ctypedef struct Operand:
     Py_ssize_t middle
     Py_ssize_t channel
 
+ctypedef struct BlockMask:
+    # The positions of a block that count. A position is run * length + offset.
+    Py_ssize_t count
+    Py_ssize_t probes[PROBES]   # the first, some between at even distances, and the last
+
+ctypedef struct Mask:
+    # The positions that count, those of all channels alike.
+    const signed char* bytes    # all bits of one or none, for each position; NULL: all count
+    Py_ssize_t period           # positions of a run; those of a group of channels repeat them
+    Py_ssize_t count            # how many count ...
+    Py_ssize_t first            # ... and the first that does, if any
+    const BlockMask* blocks     # of the plan ...
+    const BlockMask* group_blocks   # ... and of that for which a group is a channel
+    # Of each part of a long run: how many count, if they are its first; else -1. NULL: unknown.
+    const Py_ssize_t* prefixes
+    const Py_ssize_t* counts    # `count` and `first` of each instance
+    const Py_ssize_t* firsts
+
 ctypedef struct Buffers:
     Operand x
     Operand dy                  # or dz, the gradient before the activation, with `dz_first`:
@@ -115,6 +135,7 @@ ctypedef struct Buffers:
     void* coefficients
     double* low                 # extremes, of (segments, channels)
     double* high
+    Mask mask
 
 ctypedef struct Job:
     Problem problem

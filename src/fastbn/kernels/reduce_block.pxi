@@ -76,6 +76,21 @@ cdef inline void reduce_adjacent_pixels(const Job* job, elem* x, elem* dy, Py_ss
         m = remainder_of(&m, runs * job.problem.view.channels)
 
 
+cdef inline void reduce_counted_pixels(const Job* job, const Block* block, Columns* columns,
+                                       const ReduceTuning* given, int terms) noexcept nogil:
+    # As many of those that count as make a whole number of row groups, side by side.
+    cdef RowsCopy copy
+    cdef ReduceTuning tuning = given[0]
+    cdef Py_ssize_t run = block.run, runs, channels = job.problem.view.channels
+    tuning.ahead, tuning.rowwise = 0, False
+    while True:
+        runs = copy_counted_runs(job, block, 0, channels, channels, ROWS * PIXELS, terms, &run,
+                                 &copy)
+        if runs == 0:
+            return
+        reduce_adjacent_pixels(job, copy.x, copy.dy, runs, columns, &tuning, terms)
+
+
 cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* columns,
                                int terms) noexcept nogil:
     # A block of few channels. Pixels that are apart in memory are gathered, so many
@@ -91,6 +106,9 @@ cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* colu
     if gathered:
         tuning.ahead = 0
         tuning.rowwise = False
+    if block.mask != NULL:
+        reduce_counted_pixels(job, block, columns, &tuning, terms)
+        return
     for i in range(ceil_div(block.runs, at_once)):
         run = block.run + i * at_once
         runs = minimum(at_once, block.run + block.runs - run)
@@ -107,13 +125,47 @@ cdef inline void reduce_runs(const Job* job, const Block* block, Py_ssize_t chan
     cdef const Operand* other = other_input(job, terms)
     cdef Features features = input_features(job, block, terms)
     cdef ReduceTuning tuning = reduce_tuning(job, RUN_COLUMNS, terms)
-    cdef Py_ssize_t run, c
+    cdef Py_ssize_t run, c, length = block.length, period = job.buffers.mask.period
+    cdef const signed char* mask = NULL
     for run in range(block.run, block.run + block.runs):
+        if block.mask != NULL:
+            length, mask = extent_of_run(job, block, run), NULL
+            if length < 0:
+                length, mask = block.length, job.buffers.mask.bytes + run * period
+            if length == 0 and run != block.run:
+                continue
         for c in range(channels):
             reduce_run(Run(element(job, &job.buffers.x, channel + c, run, block.offset),
                            element(job, other, channel + c, run, block.offset),
-                           features, block.length, c * RUN_COLUMNS),
+                           features, length, c * RUN_COLUMNS, mask, period, block.offset),
                        columns, &tuning, terms, run == block.run)
+
+
+cdef void reduce_counted_rows(const Job* job, const Block* block, Py_ssize_t channel,
+                              Py_ssize_t channels, Py_ssize_t first, Columns* columns,
+                              const ReduceTuning* given, int terms) noexcept nogil:
+    # Some rows at a time: those that count, or all, with what does not count replaced.
+    cdef RowsCopy copy
+    cdef ReduceTuning tuning = given[0]
+    cdef Py_ssize_t run = block.run, runs, length = channels * block.length
+    cdef Py_ssize_t step = ceil_div(length, PADDING) * PADDING
+    cdef Py_ssize_t at_once = ROWS_COPIED // step // ROWS * ROWS
+    cdef Inputs m
+    tuning.ahead, tuning.rowwise = 0, False
+    m.first = first
+    m.x = m.dy = copied_matrix(copy.x, length, step)
+    m.dy.data = copy.dy
+    while True:
+        if job.buffers.mask.period == 1:
+            runs = copy_counted_runs(job, block, channel, length, step, at_once, terms, &run,
+                                     &copy)
+        else:
+            runs = copy_masked_runs(job, block, channel, channels, step, at_once, terms, &run,
+                                    columns.pivot + first, &copy)
+        if runs == 0:
+            return
+        m.x.rows = m.dy.rows = runs
+        reduce_matrix(&m, columns, &tuning, terms)
 
 
 cdef inline void reduce_matrices(const Job* job, const Block* block, Py_ssize_t channel,
@@ -123,6 +175,10 @@ cdef inline void reduce_matrices(const Job* job, const Block* block, Py_ssize_t 
     cdef Inputs m
     for i in range(channels // together):
         c = i * together
+        if block.mask != NULL:
+            reduce_counted_rows(job, block, channel + c, together, c * job.problem.view.inner,
+                                columns, &tuning, terms)
+            continue
         m = short_inputs(job, block, channel + c, together, c * job.problem.view.inner, terms)
         reduce_matrix(&m, columns, &tuning, terms)
 

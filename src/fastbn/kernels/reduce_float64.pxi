@@ -86,6 +86,38 @@ cdef inline void reduce_run_f64(const Job* job, const Block* block, Inputs m,
         m = remainder_of(&m, block.length)
 
 
+cdef void reduce_copy_f64(ChunkCopy* copy, Py_ssize_t n, const WideColumns* wide,
+                          Columns* columns, int terms) noexcept nogil:
+    cdef Inputs m = Inputs(copied_matrix(copy.x, RUN_COLUMNS, RUN_COLUMNS),
+                           copied_matrix(copy.dy, RUN_COLUMNS, RUN_COLUMNS), 0)
+    cdef int part
+    m.x.rows = m.dy.rows = n // RUN_COLUMNS
+    for part in range(2):
+        reduce_matrix_f64(&m, no_features(), wide, columns, terms)
+        m = remainder_of(&m, n)
+
+
+cdef void reduce_counted_f64(const Job* job, const Block* block, Py_ssize_t channel,
+                             const WideColumns* wide, Columns* columns, int terms) noexcept nogil:
+    # What a mask leaves of one channel, side by side, as rows of RUN_COLUMNS.
+    cdef ChunkCopy copy
+    cdef const Operand* other = other_input(job, terms)
+    cdef const Mask* mask = &job.buffers.mask
+    cdef Py_ssize_t run, i, n = 0
+    clear_columns(columns, RUN_COLUMNS)
+    for run in range(block.run, block.run + block.runs):
+        for i in range(block.offset, block.offset + block.length):
+            if not mask.bytes[run * mask.period + i % mask.period]:
+                continue
+            copy.x[n] = element(job, &job.buffers.x, channel, run, i)[0]
+            copy.dy[n] = element(job, other, channel, run, i)[0]
+            n += 1
+            if n == IN_L1:
+                reduce_copy_f64(&copy, n, wide, columns, terms)
+                n = 0
+    reduce_copy_f64(&copy, n, wide, columns, terms)
+
+
 cdef inline void reduce_block_f64(const Job* job, const Block* block, Py_ssize_t channel,
                                   Py_ssize_t channels, const WideColumns* wide, Columns* columns,
                                   int terms) noexcept nogil:

@@ -3,10 +3,6 @@
 #
 # May: read the run. May not: know which run it is.
 
-cdef enum:
-    IN_L1 = 1024            # elements; a whole number of row groups
-
-
 cdef inline void reduce_chunk(const Run* chunk, Columns* columns, ptrdiff_t ahead, int size,
                               int terms, bint fresh) noexcept nogil:
     # As rows of RUN_COLUMNS, the last one perhaps a part. What they are added to is 0, if
@@ -37,17 +33,21 @@ cdef inline void reduce_chunk(const Run* chunk, Columns* columns, ptrdiff_t ahea
 cdef inline void reduce_run(Run run, Columns* columns, const ReduceTuning* tuning, int terms,
                             bint fresh) noexcept nogil:
     cdef Run chunk
+    cdef ChunkCopy copy
+    cdef ptrdiff_t ahead = tuning.ahead if run.mask == NULL else 0
     while True:
         chunk = run
         chunk.length = minimum(IN_L1, run.length)
+        if run.mask != NULL:
+            copy_chunk(&chunk, columns, terms, &copy)
         if terms != MOMENTS and run.features.weight != NULL:
-            reduce_chunk(&chunk, columns, tuning.ahead, ROWS, terms | WEIGHTED, fresh)
+            reduce_chunk(&chunk, columns, ahead, ROWS, terms | WEIGHTED, fresh)
         elif tuning.group_rows == SMALL_GROUP:
             reduce_chunk(&chunk, columns, 0, SMALL_GROUP, terms, fresh)
         else:
-            reduce_chunk(&chunk, columns, tuning.ahead, ROWS, terms, fresh)
+            reduce_chunk(&chunk, columns, ahead, ROWS, terms, fresh)
         if chunk.length == run.length:
             return
         run = Run(run.x + IN_L1, run.dy + IN_L1, later_features(run.features, IN_L1),
-                  run.length - IN_L1, run.first)
+                  run.length - IN_L1, run.first, run.mask, run.period, run.at + IN_L1)
         fresh = False

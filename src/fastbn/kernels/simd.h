@@ -500,6 +500,38 @@ static inline lanes scale_by_pow2(lanes v, lanes n)
 }
 #endif
 
+/* ---- masks: a byte for each element, all of whose bits are set, or none ---- */
+
+/* WIDTH of them as a register's bits. */
+static inline lanes mask_bits(const signed char *mask)
+{
+#if VECTOR_BYTES == 64 && defined(FASTBN_ELEM_FLOAT64)
+    return (lanes)_mm512_cvtepi8_epi64(_mm_loadl_epi64((const __m128i *)mask));
+#elif VECTOR_BYTES == 64
+    return (lanes)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)mask));
+#elif VECTOR_BYTES == 32 && !defined(FASTBN_ELEM_FLOAT64)
+    return (lanes)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)mask));
+#elif defined(__SSE4_1__)
+    int bytes = 0;
+    memcpy(&bytes, mask, WIDTH);
+#if VECTOR_BYTES == 32
+    return (lanes)_mm256_cvtepi8_epi64(_mm_cvtsi32_si128(bytes));
+#elif defined(FASTBN_ELEM_FLOAT64)
+    return (lanes)_mm_cvtepi8_epi64(_mm_cvtsi32_si128(bytes));
+#else
+    return (lanes)_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes));
+#endif
+#else
+    typedef signed char mask_bytes __attribute__((vector_size(WIDTH)));
+    mask_bytes bytes;
+    memcpy(&bytes, mask, sizeof bytes);
+    return (lanes)__builtin_convertvector(bytes, lane_bits);
+#endif
+}
+
+static inline lanes select_bits(lanes bits, lanes one, lanes other)
+{ return select_lanes((lane_bits)bits, one, other); }
+
 /* The power of two 2**-e for a finite, normal size in [2**e, 2**(e+1)). */
 static inline double inverse_pow2(double size)
 {

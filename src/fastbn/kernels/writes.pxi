@@ -82,7 +82,10 @@ cdef void write_forward(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t
                         Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
-    if job.plan.fused:
+    cdef Pass way = Pass(write_forward, &job.buffers.out, False, job.plan.streaming)
+    if is_masked(job):
+        write_counted(job, &way, t0, t1, b0, b1)
+    elif job.plan.fused:
         write_tiles(job, &a, t0, t1, b0, b1, FUSED)
     else:
         write_tiles(job, NULL, t0, t1, b0, b1, 0)
@@ -93,7 +96,13 @@ cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_
                          Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
-    if job.plan.fused:
+    cdef Pass way = Pass(write_gradient, &job.buffers.out, False, job.plan.streaming)
+    if is_masked(job) and job.problem.training and (
+            count_of_batch(job) * job.problem.group == 1.0):
+        write_zeros(job, &way, t0, t1, b0, b1)      # of one value, with its mean
+    elif is_masked(job):
+        write_counted(job, &way, t0, t1, b0, b1)
+    elif job.plan.fused:
         write_tiles(job, &a, t0, t1, b0, b1, GRADIENT | FUSED)
     else:
         write_tiles(job, NULL, t0, t1, b0, b1, GRADIENT)
@@ -104,5 +113,9 @@ cdef void write_dz(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
                    Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
-    write_tiles(job, &a, t0, t1, b0, b1, DZ)
+    cdef Pass way = Pass(write_dz, &job.buffers.dy, True, False)
+    if is_masked(job):
+        write_counted(job, &way, t0, t1, b0, b1)
+    else:
+        write_tiles(job, &a, t0, t1, b0, b1, DZ)
     fp_leave(saved)

@@ -15,9 +15,10 @@ import numpy as np
 
 from fastbn._docs import filled
 from fastbn._numpy import binding
+from fastbn.functional.counted import Counted
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from fastbn._types import Activation, Floating, Gradients, Kept
 
@@ -389,7 +390,73 @@ class Layer:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-class TrackingLayer(Layer):
+class ChannelLayer(Layer):
+    """A layer of channels, of whose input a mask may leave a part.
+
+    `_gradients` finds what counted behind the statistics.
+    """
+
+    def _forward_counted(
+        self, x: Any, residual: Any, out: Any, training: bool, counted: Counted
+    ) -> Any:
+        # As `_forward`.
+        raise NotImplementedError
+
+    @filled
+    def __call__(
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        lengths: ArrayLike | None = None,
+        length_axis: str | None = None,
+    ) -> NDArray[Floating]:
+        """Normalise `x`; in training, keep what `backward` needs.
+
+        Parameters
+        ----------
+        x : ndarray of float16, bfloat16, float32 or float64
+            With the channels of the layer. In training a reference to it is kept for
+            `backward`, until the next call or `eval`.
+        out : ndarray of the shape and dtype of `x`, optional
+            Where to write `y`; `x` itself is allowed, but rules out `backward`.
+        residual : ndarray of the shape and dtype of `x`, optional
+            Added before the activation. In training it is kept as `x` is.
+        {counted}
+            `backward` uses what the call had.
+
+        Returns
+        -------
+        {y}
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the function of the same operation, such as `batch_norm`; and for another
+            number of channels. A call that is refused changes nothing.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.BatchNorm(1, layout="NTC")
+        >>> x = np.array([[[1.0], [3.0], [np.nan]], [[5.0], [np.nan], [np.nan]]])
+        >>> bn(x, lengths=[2, 1]).round(3)[..., 0]
+        array([[-1.225,  0.   ,  0.   ],
+               [ 1.225,  0.   ,  0.   ]])
+        """
+        training = self.training
+        counted = Counted(mask, lengths, length_axis)
+        result: Any = self._forward_counted(x, residual, out, training, counted)
+        if not training:
+            self._saved, self._overwritten = None, False
+            return result
+        self._keep(x, residual, out, (*result[1:], counted))
+        return result[0]
+
+
+class TrackingLayer(ChannelLayer):
     """A layer of channels that may keep running statistics; its arguments are `BatchNorm`'s."""
 
     _defaults: tuple[tuple[str, object], ...] = (
@@ -448,9 +515,9 @@ class TrackingLayer(Layer):
         # The momentum that makes running statistics the plain average over batches.
         return 1.0 / ((self.num_batches_tracked or 0) + 1)
 
-    def _count(self, x: NDArray) -> None:
-        # An empty batch leaves the running statistics alone, and so this number.
-        if self.num_batches_tracked is not None and x.size:
+    def _count(self, x: NDArray, counted: Counted) -> None:
+        # A batch of which nothing counts leaves the running statistics alone, and so this number.
+        if self.num_batches_tracked is not None and x.size and counted.anything():
             self.num_batches_tracked += 1
 
     def _leave_out(self, *, weight: bool, bias: bool, running: bool) -> None:

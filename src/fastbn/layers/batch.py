@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsIndex
 import numpy as np
 
 from fastbn._docs import filled
-from fastbn._numpy import CHECKED, ONLY_Y, WITH_STATISTICS, binding
+from fastbn._numpy import CHECKED, MOVED, ONLY_Y, WITH_STATISTICS, binding
 from fastbn.functional import batch_norm_backward, ghost
+from fastbn.functional.counted import Counted
 from fastbn.functional.running import check_name, check_on_nonfinite
 from fastbn.layers.population import TRACKS, PopulationLayer
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from fastbn._types import Activation, Float64, Floating, Gradients, OnNonfinite
 
@@ -26,6 +27,7 @@ class Normalised(NamedTuple):
     invstd: Float64
     training: bool  # with the statistics of the batch
     ghost_batch_size: int | None
+    counted: Counted
 
 
 @filled
@@ -137,6 +139,9 @@ class BatchNorm(PopulationLayer):
         out: NDArray[Floating] | None = None,
         *,
         residual: NDArray[Floating] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        lengths: ArrayLike | None = None,
+        length_axis: str | None = None,
         update_running: bool = True,
     ) -> NDArray[Floating]:
         """Normalise `x`; in training, keep what `backward` needs.
@@ -150,6 +155,8 @@ class BatchNorm(PopulationLayer):
             Where to write `y`; `x` itself is allowed, but rules out `backward`.
         residual : ndarray of the shape and dtype of `x`, optional
             Added before the activation. In training it is kept as `x` is.
+        {counted}
+            `backward` uses what the call had.
         {update_running}
 
         Returns
@@ -172,21 +179,22 @@ class BatchNorm(PopulationLayer):
         >>> bn.running_mean, bn.num_batches_tracked
         (array([0., 0.], dtype=float32), 0)
         """
+        counted = Counted(mask, lengths, length_axis)
         if self.training:
             moves = update_running is True or binding.check_flag(update_running, "update_running")
-            y, statistics = self._train(x, residual, out, moves)
+            y, statistics = self._train(x, residual, out, moves, counted)
             self._keep(x, residual, out, statistics)
             return y
         if update_running is not True:
             binding.check_flag(update_running, "update_running")
-        y = self._infer(x, residual, out)
+        y = self._infer(x, residual, out, counted)
         self._saved, self._overwritten = None, False
         return y
 
-    def _infer(self, x: Any, residual: Any, out: Any) -> Any:
+    def _infer(self, x: Any, residual: Any, out: Any, counted: Counted) -> Any:
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         if mean is None or var is None:
-            return self._normalise_batch(x, residual, out, moves=False)[0]
+            return self._normalise_batch(x, residual, out, False, counted)[0]
         # To compare the arrays costs less than to compute with them, and it cannot be
         # forgotten. Objects do not change, since another thread may be using this one.
         prepared = self._prepared
@@ -194,46 +202,52 @@ class BatchNorm(PopulationLayer):
             prepared = binding.Prepared(x, self.num_features, mean, var, weight, bias, self.eps)
         y = binding.batch_forward(
             x, weight, bias, mean, var, residual, out, False, 0.0, self.eps, self.layout,
-            self.activation, self.negative_slope, ONLY_Y, self.num_features, prepared
+            self.activation, self.negative_slope, ONLY_Y, self.num_features, prepared, MOVED,
+            None, *counted
         )  # fmt: skip
         self._prepared = prepared
         return y
 
-    def _train(self, x: Any, residual: Any, out: Any, moves: bool) -> tuple[Any, tuple]:
+    def _train(
+        self, x: Any, residual: Any, out: Any, moves: bool, counted: Counted
+    ) -> tuple[Any, tuple]:
         # y, and what `_gradients` gets back.
         if self.frozen:
             y, mean, invstd = binding.batch_forward(
                 x, self.weight, self.bias, self.running_mean, self.running_var, residual, out,
                 False, 0.0, self.eps, self.layout, self.activation, self.negative_slope,
-                WITH_STATISTICS, self.num_features
+                WITH_STATISTICS, self.num_features, None, MOVED, None, *counted
             )  # fmt: skip
-            return y, Normalised(mean, invstd, False, None)
-        y, mean, invstd = self._normalise_batch(x, residual, out, moves)
-        return y, Normalised(mean, invstd, True, self.ghost_batch_size)
+            return y, Normalised(mean, invstd, False, None, counted)
+        y, mean, invstd = self._normalise_batch(x, residual, out, moves, counted)
+        return y, Normalised(mean, invstd, True, self.ghost_batch_size, counted)
 
-    def _normalise_batch(self, x: Any, residual: Any, out: Any, moves: bool) -> tuple:
+    def _normalise_batch(
+        self, x: Any, residual: Any, out: Any, moves: bool, counted: Counted
+    ) -> tuple:
         # Whole, or slice after slice.
         size = self.ghost_batch_size
         if size is None:
-            return self._normalise(x, residual, out, moves)
+            return self._normalise(x, residual, out, moves, counted)
         kept = (self.running_mean, self.running_var) if moves else (None, None)
         y = binding.batch_forward(
             x, self.weight, self.bias, *kept, residual, out, True, 0.0, self.eps, self.layout,
-            self.activation, self.negative_slope, ONLY_Y, self.num_features, None, CHECKED
+            self.activation, self.negative_slope, ONLY_Y, self.num_features, None, CHECKED, None,
+            *counted
         )  # fmt: skip
 
-        def normalise(x: Any, residual: Any, out: Any) -> tuple:
-            return self._normalise(x, residual, out, moves)
+        def normalise(x: Any, residual: Any, out: Any, counted: Counted) -> tuple:
+            return self._normalise(x, residual, out, moves, counted)
 
         with self._as_before_on_error():
-            return ghost.forward(x, residual, y, self.layout, size, normalise)
+            return ghost.forward(x, residual, y, self.layout, size, normalise, counted)
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
-        mean, invstd, training, size = statistics
+        mean, invstd, training, size, counted = statistics
         return batch_norm_backward(
             dy, x, mean, invstd, self.weight, bias=self.bias, training=training,
             layout=self.layout, ghost_batch_size=size, activation=self.activation,
-            negative_slope=self.negative_slope, residual=residual, out=out
+            negative_slope=self.negative_slope, residual=residual, out=out, **counted._asdict()
         )  # fmt: skip
 
     def _set_gradients(self, gradients: list) -> None:

@@ -17,7 +17,8 @@ from fastbn.functional import (
     instance_norm_backward,
     instance_norm_forward,
 )
-from fastbn.layers.base import Layer, TrackingLayer, checked_size
+from fastbn.functional.counted import Counted
+from fastbn.layers.base import ChannelLayer, TrackingLayer, checked_size
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @filled
-class GroupNorm(Layer):
+class GroupNorm(ChannelLayer):
     """Group normalisation with parameters.
 
     As ``torch.nn.GroupNorm``, for NumPy arrays.
@@ -103,21 +104,23 @@ class GroupNorm(Layer):
             bias=self.affine
         )  # fmt: skip
 
-    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+    def _forward_counted(
+        self, x: Any, residual: Any, out: Any, training: bool, counted: Counted
+    ) -> Any:
         binding.check_channels(x, self.layout, self.num_channels)
         norm = group_norm_forward if training else group_norm
         return norm(
             x, self.num_groups, self.weight, self.bias, self.eps, layout=self.layout,
             activation=self.activation, negative_slope=self.negative_slope, residual=residual,
-            out=out
+            out=out, **counted._asdict()
         )  # fmt: skip
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
-        mean, invstd = statistics
+        mean, invstd, counted = statistics
         return group_norm_backward(
             dy, x, mean, invstd, self.num_groups, self.weight, bias=self.bias,
             layout=self.layout, activation=self.activation, negative_slope=self.negative_slope,
-            residual=residual, out=out
+            residual=residual, out=out, **counted._asdict()
         )  # fmt: skip
 
     def _arguments(self) -> str:
@@ -197,23 +200,25 @@ class InstanceNorm(TrackingLayer):
         # No None: it is the average over batches in BatchNorm, and 0 in PyTorch's InstanceNorm.
         self.momentum: float = binding.check_momentum(momentum)
 
-    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+    def _forward_counted(
+        self, x: Any, residual: Any, out: Any, training: bool, counted: Counted
+    ) -> Any:
         binding.check_channels(x, self.layout, self.num_features)
         norm = instance_norm_forward if training else instance_norm
         result = norm(
             x, weight=self.weight, bias=self.bias, running_mean=self.running_mean,
             running_var=self.running_var, use_input_stats=training or self.running_mean is None,
             momentum=self.momentum, eps=self.eps, layout=self.layout, activation=self.activation,
-            negative_slope=self.negative_slope, residual=residual, out=out
+            negative_slope=self.negative_slope, residual=residual, out=out, **counted._asdict()
         )  # fmt: skip
         if training:
-            self._count(x)
+            self._count(x, counted)
         return result
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
-        mean, invstd = statistics
+        mean, invstd, counted = statistics
         return instance_norm_backward(
             dy, x, mean, invstd, self.weight, bias=self.bias, layout=self.layout,
             activation=self.activation, negative_slope=self.negative_slope, residual=residual,
-            out=out
+            out=out, **counted._asdict()
         )  # fmt: skip

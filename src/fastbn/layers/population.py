@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fastbn._numpy import HELD, MOVED, UNMOVED, WITH_STATISTICS, binding
+from fastbn.functional.counted import ALL, Counted
 from fastbn.functional.running import Batch, move, moved_channels
 from fastbn.layers.base import TrackingLayer
 from fastbn.stats import BatchStats
@@ -56,7 +57,9 @@ class PopulationLayer(TrackingLayer):
         self._left_out = None
         self.skipped = 0
 
-    def _normalise(self, x: Any, residual: Any, out: Any, moves: bool = True) -> tuple:
+    def _normalise(
+        self, x: Any, residual: Any, out: Any, moves: bool = True, counted: Counted = ALL
+    ) -> tuple:
         # With the statistics of the batch: y, mean, invstd.
         as_engine = (
             self.track == "average" and self.unbiased is True and self.on_nonfinite == "propagate"
@@ -66,17 +69,17 @@ class PopulationLayer(TrackingLayer):
             x, self.weight, self.bias, self.running_mean, self.running_var, residual, out, True,
             self._average_momentum() if self.momentum is None else self.momentum, self.eps,
             self.layout, self.activation, self.negative_slope, WITH_STATISTICS,
-            self.num_features, None, mode
+            self.num_features, None, mode, None, *counted
         )  # fmt: skip
         if mode == MOVED:
-            self._count(x)
+            self._count(x, counted)
             return result
         y, mean, invstd, count, m2 = result
         self._follow(Batch(mean, invstd, count, m2), moves)
         return y, mean, invstd
 
     def _follow(self, batch: Batch, moves: bool) -> None:
-        # An empty batch leaves running statistics alone.
+        # A batch of which nothing counts leaves running statistics alone.
         if batch.count == 0:
             return
         mean, var = (self.running_mean, self.running_var) if moves else (None, None)

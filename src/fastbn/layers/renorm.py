@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex, Type
 import numpy as np
 
 from fastbn._docs import filled
-from fastbn._numpy import CHECKED, INPUT, ONLY_Y, binding
+from fastbn._numpy import CHECKED, INPUT, MOVED, ONLY_Y, binding
+from fastbn.functional.counted import Counted
 from fastbn.functional.running import Batch
 from fastbn.layers.base import TrackingLayer
 from fastbn.layers.batch import BatchNorm
@@ -31,6 +32,7 @@ class Renormalised(NamedTuple):
     invstd: Float64
     r: Float64
     d: Float64
+    counted: Counted
 
 
 def _checked_limit(value: Limit, name: str, least: float) -> Limit:
@@ -152,34 +154,38 @@ class BatchRenorm(BatchNorm):
         with np.errstate(all="ignore"):
             return r * weight, d * weight + bias
 
-    def _train(self, x: Any, residual: Any, out: Any, moves: bool) -> tuple[Any, tuple]:
-        if self.frozen or self.running_mean is None or self.running_var is None or not np.size(x):
-            return super()._train(x, residual, out, moves)
+    def _train(
+        self, x: Any, residual: Any, out: Any, moves: bool, counted: Counted
+    ) -> tuple[Any, tuple]:
+        if self.frozen or self.running_mean is None or self.running_var is None:
+            return super()._train(x, residual, out, moves, counted)
         y = binding.batch_forward(
             x, self.weight, self.bias, self.running_mean, self.running_var, residual, out, True,
             0.0, self.eps, self.layout, self.activation, self.negative_slope, ONLY_Y,
-            self.num_features, None, CHECKED
+            self.num_features, None, CHECKED, None, *counted
         )  # fmt: skip
-        count, mean, m2, *_ = binding.batch_statistics(x, self.layout)
+        count, mean, m2, *_ = binding.batch_statistics(x, self.layout, *counted)
+        if count < 2:  # no variance: for the engine to answer
+            return super()._train(x, residual, out, moves, counted)
         with np.errstate(all="ignore"):
             var = m2 / count
             batch = Batch(mean, 1.0 / np.sqrt(var + self.eps), count, m2)
         r, d = self._correction(batch, var)
         binding.batch_forward(
             x, *self._affine(r, d), mean, var, residual, y, False, 0.0, self.eps, self.layout,
-            self.activation, self.negative_slope, ONLY_Y
+            self.activation, self.negative_slope, ONLY_Y, None, None, MOVED, None, *counted
         )  # fmt: skip
         self._follow(batch, moves)
-        return y, Renormalised(mean, batch.invstd, r, d)
+        return y, Renormalised(mean, batch.invstd, r, d, counted)
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
         if not isinstance(statistics, Renormalised):
             return super()._gradients(dy, x, statistics, residual, out)
-        mean, invstd, r, d = statistics
+        mean, invstd, r, d, counted = statistics
         weight, bias = self._affine(r, d)
         dx, of_scale, of_shift, *rest = binding.batch_backward(
             dy, x, mean, invstd, weight, bias, residual, out, True, self.layout, self.activation,
-            self.negative_slope, INPUT
+            self.negative_slope, INPUT, None, MOVED, None, *counted
         )  # fmt: skip
         with np.errstate(all="ignore"):
             dweight = of_scale * r + of_shift * d

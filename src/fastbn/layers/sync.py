@@ -9,6 +9,7 @@ import numpy as np
 
 from fastbn._docs import filled
 from fastbn._numpy import MOVED, ONLY_Y, WITH_STATISTICS, binding
+from fastbn.functional.counted import Counted
 from fastbn.layers.base import TrackingLayer
 from fastbn.sync import batch_norm_backward
 from fastbn.sync._exchange import BACKWARD, FORWARD, Exchange, together
@@ -88,17 +89,20 @@ class SyncBatchNorm(TrackingLayer):
             as_group(group)
         self.group = group
 
-    def _forward(self, x: Any, residual: Any, out: Any, training: bool) -> Any:
+    def _forward_counted(
+        self, x: Any, residual: Any, out: Any, training: bool, counted: Counted
+    ) -> Any:
+        tensors = (x, residual, out)
         if not training:
             tracks = self.running_mean is not None and self.running_var is not None
-            return self._normalise(x, residual, out, not tracks, ONLY_Y, None)
+            return self._normalise(tensors, counted, not tracks, ONLY_Y, None)
         if self.group is None:
-            result = self._normalise(x, residual, out, True, WITH_STATISTICS, None)
-            self._count(x)
+            result = self._normalise(tensors, counted, True, WITH_STATISTICS, None)
+            self._count(x, counted)
             return result
 
         def compute(exchange: Exchange) -> Any:
-            result = self._normalise(x, residual, out, True, WITH_STATISTICS, exchange)
+            result = self._normalise(tensors, counted, True, WITH_STATISTICS, exchange)
             # By the whole batch: it is the same number on all ranks.
             if self.num_batches_tracked is not None and exchange.count:
                 self.num_batches_tracked += 1
@@ -108,21 +112,21 @@ class SyncBatchNorm(TrackingLayer):
 
     def _normalise(
         self,
-        x: Any,
-        residual: Any,
-        out: Any,
+        tensors: tuple,
+        counted: Counted,
         of_batch: bool,
         only_y: bool,
         exchange: Exchange | None,
     ) -> Any:
         # In evaluation by the batch there is nothing to keep.
+        x, residual, out = tensors
         keeps = self.training or not of_batch
         mean, var = (self.running_mean, self.running_var) if keeps else (None, None)
         momentum = self._average_momentum() if self.momentum is None else self.momentum
         return binding.batch_forward(
             x, self.weight, self.bias, mean, var, residual, out, of_batch, momentum, self.eps,
             self.layout, self.activation, self.negative_slope, only_y, self.num_features, None,
-            MOVED, exchange
+            MOVED, exchange, *counted
         )  # fmt: skip
 
     def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:
@@ -164,9 +168,9 @@ class SyncBatchNorm(TrackingLayer):
         return super().backward(dy, out)
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
-        mean, invstd = statistics
+        mean, invstd, counted = statistics
         return batch_norm_backward(
             dy, x, mean, invstd, self.weight, group=self.group, bias=self.bias,
             layout=self.layout, activation=self.activation, negative_slope=self.negative_slope,
-            residual=residual, out=out
+            residual=residual, out=out, **counted._asdict()
         )  # fmt: skip

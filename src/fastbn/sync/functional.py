@@ -14,7 +14,7 @@ from fastbn.sync._exchange import BACKWARD, FORWARD, together
 from fastbn.sync._groups import as_group
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
 
@@ -36,6 +36,9 @@ def batch_norm_forward(
     momentum: float = 0.1,
     eps: float = 1e-5,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -59,6 +62,8 @@ def batch_norm_forward(
     {momentum}
     {eps}
     {layout}
+    {counted}
+        Of this part of the batch.
     {activation}
     {negative_slope}
     {residual}
@@ -108,11 +113,13 @@ def batch_norm_forward(
         return functional.batch_norm_forward(
             x, weight, bias, running_mean=running_mean, running_var=running_var,
             training=training, momentum=momentum, eps=eps, layout=layout, activation=activation,
-            negative_slope=negative_slope, residual=residual, out=out
+            negative_slope=negative_slope, residual=residual, out=out, mask=mask,
+            lengths=lengths, length_axis=length_axis
         )  # fmt: skip
     return together(as_group(group), FORWARD, lambda exchange: binding.batch_forward(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-        layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, exchange
+        layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, exchange, mask,
+        lengths, length_axis
     ))  # fmt: skip
 
 
@@ -128,6 +135,9 @@ def batch_norm_backward(
     bias: Vector | None = None,
     training: bool = True,
     layout: str | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    lengths: ArrayLike | None = None,
+    length_axis: str | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -148,6 +158,7 @@ def batch_norm_backward(
     training : bool, default True
         Whether the forward pass used the statistics of the batch.
     {forward_layout}
+    {forward_counted}
     {forward_fusion}
     {dx_out}
 
@@ -181,9 +192,10 @@ def batch_norm_backward(
     if group is None or _is_false(training):
         return functional.batch_norm_backward(
             dy, x, mean, invstd, weight, bias=bias, training=training, layout=layout,
-            activation=activation, negative_slope=negative_slope, residual=residual, out=out
+            activation=activation, negative_slope=negative_slope, residual=residual, out=out,
+            mask=mask, lengths=lengths, length_axis=length_axis
         )  # fmt: skip
     return together(as_group(group), BACKWARD, lambda exchange: binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, None, MOVED, exchange
+        negative_slope, INPUT, None, MOVED, exchange, mask, lengths, length_axis
     ))  # fmt: skip
