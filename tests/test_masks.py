@@ -9,6 +9,7 @@ from cases import Case
 from everywhere import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import run
 
 import fastbn
 
@@ -96,7 +97,8 @@ def every_result(case, x, dy, residual=None, activation=None, out_is_x=False, **
         dx, *_ = case.backward(dy, x, saved, weight, bias=bias, training=False, **fused)
         results["frozen"] = dx
         stats = fastbn.batch_stats(x, layout=case.layout, **counted)
-        results |= {"count": stats.count, "stats_mean": stats.mean, "m2": stats.m2}
+        results |= {"count": stats.count, "stats_mean": stats.mean, "m2": stats.m2,
+                    "min": stats.min, "max": stats.max}  # fmt: skip
     return results
 
 
@@ -517,6 +519,198 @@ def test_layers_count_no_batch_of_which_nothing_counts():
     assert bn.num_batches_tracked == 1
 
 
+# ---- beside other arguments ---------------------------------------------------------
+
+
+BATCHES = [case for case in CASES if case.op == "batch"]
+each_batch = pytest.mark.parametrize("case", BATCHES, ids=list(map(str, BATCHES)))
+
+
+@each_batch
+def test_statistics_have_the_extremes_of_what_counts(case, any_dtype):
+    mask = a_mask(case, 0.3, 1)
+    counts = oracle.counting(case.shape, case.layout, mask)
+    x = case.batch(any_dtype)
+    stats = fastbn.batch_stats(poisoned(x, counts, np.nan, np.inf), layout=case.layout, mask=mask)
+    axis = oracle.channel_axis(len(case.shape), case.layout)
+    for c, (low, high) in enumerate(zip(stats.min, stats.max, strict=True)):
+        values = np.take(x, c, axis)[np.take(counts, c, axis)].astype(np.float64)
+        assert (float(low), float(high)) == (values.min(), values.max())
+    x[counts] = np.nan
+    assert np.isnan(fastbn.batch_stats(x, layout=case.layout, mask=mask).min.astype(float)).all()
+
+
+def test_statistics_leave_out_what_several_arguments_name():
+    case = BATCHES[2]
+    mask, x = a_mask(case), case.batch(np.float32)
+    counts = oracle.counting(case.shape, case.layout, mask)
+    nodata = float(x[counts][0])
+    x[0, :, 5] = np.nan
+    stats = fastbn.batch_stats(x, layout=case.layout, mask=mask, nan_policy="omit", nodata=nodata)
+    plain = fastbn.batch_stats(x, layout=case.layout, mask=mask)
+    for c in range(case.shape[-1]):
+        values = x[..., c][counts[..., c]].astype(np.float64)
+        values = values[~np.isnan(values) & (values != nodata)]
+        assert stats.count[c] == values.size
+        assert abs(stats.mean[c] - values.mean()) < 1e-6
+        if values.size == plain.count[c]:
+            assert stats.mean[c] == plain.mean[c]
+    with pytest.raises(ValueError, match=r"x: expected no NaN, got some in channels \[5\]"):
+        fastbn.batch_stats(x, layout=case.layout, mask=mask, nan_policy="raise")
+    hidden = mask.copy()
+    hidden[0] = False
+    fastbn.batch_stats(x, layout=case.layout, mask=hidden, nan_policy="raise")
+
+
+def test_lengths_of_integers():
+    x = np.random.default_rng(0).integers(0, 256, (5, 40, 3), np.uint8)
+    lengths = [40, 0, 7, 1, 39]
+    counts = oracle.counting(x.shape, "NTC", lengths=lengths)[..., 0]
+    stats = fastbn.batch_stats(x, layout="NTC", lengths=lengths)
+    wanted = fastbn.batch_stats(x, layout="NTC", mask=counts)
+    assert stats.count.tolist() == wanted.count.tolist() == [87] * 3
+    assert stats.mean.tobytes() == wanted.mean.tobytes()
+    assert [int(n) for n in stats.sum] == x[counts].sum(0, dtype=np.int64).tolist()
+
+
+@pytest.mark.parametrize("by", ["mask", "lengths"])
+@pytest.mark.parametrize("size", [1, 2, 4, 7, 100])
+def test_ghost_batches_are_calls_of_their_own(by, size):
+    case = Case("batch", (11, 30, 6), layout="NTC")
+    x, dy, residual = case.batch(np.float32), case.gradient(np.float32), case.batch(np.float32, 9)
+    weight, bias = case.parameters(np.float32)
+    lengths = np.arange(11) * 3 % 31
+    lengths[8:10] = 0
+    options = {"layout": "NTC", "activation": "relu"}
+
+    def of(part):
+        if by == "lengths":
+            return {"lengths": lengths[part]}
+        return {"mask": oracle.counting(x[part].shape, "NTC", lengths=lengths[part])[..., 0]}
+
+    running = [np.zeros(6), np.ones(6)]
+    everything = slice(None)
+    y, mean, invstd = fastbn.batch_norm_forward(
+        x, weight, bias, running_mean=running[0], running_var=running[1], residual=residual,
+        ghost_batch_size=size, **options, **of(everything)
+    )  # fmt: skip
+    dx, dweight, dbias, dresidual = fastbn.batch_norm_backward(
+        dy, x, mean, invstd, weight, bias=bias, residual=residual, ghost_batch_size=size,
+        **options, **of(everything)
+    )  # fmt: skip
+    own = [np.zeros(6), np.ones(6)]
+    sums = np.zeros((2, 6))
+    for i, start in enumerate(range(0, 11, size)):
+        part = slice(start, start + size)
+        wanted, *saved = fastbn.batch_norm_forward(
+            x[part], weight, bias, running_mean=own[0], running_var=own[1],
+            residual=residual[part], **options, **of(part)
+        )  # fmt: skip
+        assert y[part].tobytes() == wanted.tobytes()
+        assert mean[i].tobytes() == saved[0].tobytes()
+        gradients = fastbn.batch_norm_backward(
+            dy[part], x[part], *saved, weight, bias=bias, residual=residual[part], **options,
+            **of(part)
+        )  # fmt: skip
+        assert dx[part].tobytes() == gradients[0].tobytes()
+        assert dresidual[part].tobytes() == gradients[3].tobytes()
+        sums += gradients[1:3]
+    assert running[0].tobytes() == own[0].tobytes()
+    assert running[1].tobytes() == own[1].tobytes()
+    np.testing.assert_array_equal(sums.astype(np.float32), [dweight, dbias])
+
+
+def test_a_ghost_batch_of_one_value_that_counts():
+    x, running = np.ones((4, 3, 2), np.float32), [np.zeros(2), np.ones(2)]
+    out = np.full_like(x, 7)
+    with pytest.raises(ValueError, match="ghost_batch_size: expected slices of more than one"):
+        fastbn.batch_norm(x, *running, training=True, layout="NTC", out=out, ghost_batch_size=2,
+                          lengths=[3, 3, 1, 0])  # fmt: skip
+    assert running[0].tolist() == [0, 0]
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "frozen", "renorm", "ghost", "pooled", "biased"])
+def test_layers_of_every_kind(kind):
+    make = {
+        "plain": lambda: fastbn.BatchNorm(3, layout="NTC", activation="relu"),
+        "frozen": lambda: fastbn.BatchNorm(3, layout="NTC", activation="relu").freeze(False),
+        "renorm": lambda: fastbn.BatchRenorm(3, layout="NTC", activation="relu"),
+        "ghost": lambda: fastbn.BatchNorm(3, layout="NTC", activation="relu", ghost_batch_size=2),
+        "pooled": lambda: fastbn.BatchNorm(3, layout="NTC", activation="relu", track="pooled"),
+        "biased": lambda: fastbn.BatchNorm(3, layout="NTC", activation="relu", unbiased=False),
+    }[kind]
+    case = Case("batch", (4, 9, 3), layout="NTC")
+    lengths = np.array([9, 4, 2, 2])
+    counts = oracle.counting(case.shape, "NTC", lengths=lengths)
+    tensors = [case.batch(np.float32, seed) for seed in range(3)]
+    results = []
+    for values in ((0.0,), (np.nan, np.inf)):
+        bn = make()
+        x, dy, residual = (poisoned(a, counts, *values) for a in tensors)
+        y = bn(x, residual=residual, lengths=lengths)
+        dx, dresidual = bn.backward(dy)
+        for result in (y, dx, dresidual):
+            assert not result[~counts].any()
+        results.append([y, dx, dresidual, bn.weight_grad, bn.bias_grad, bn.running_mean,
+                        bn.running_var])  # fmt: skip
+        assert bn.num_batches_tracked == {"frozen": 0, "ghost": 2}.get(kind, 1)
+        if kind == "pooled":
+            assert bn.pooled.count.tolist() == [17] * 3
+    for one, other in zip(*results, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_renorm_is_batch_norm_without_corrections():
+    case = Case("batch", (4, 9, 3), layout="NTC")
+    x, dy, lengths = case.batch(np.float32), case.gradient(np.float32), [9, 0, 2, 5]
+    plain = fastbn.BatchNorm(3, layout="NTC")
+    renorm = fastbn.BatchRenorm(3, r_max=1.0, d_max=0.0, layout="NTC")
+    for bn in (plain, renorm):
+        bn.y = bn(x, lengths=lengths)
+        bn.dx = bn.backward(dy)
+    near(renorm.y, plain.y, 1e-6)
+    near(renorm.dx, plain.dx, 1e-6)
+    assert not renorm(x, lengths=[0] * 4).any()
+    assert renorm.num_batches_tracked == 1
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        renorm(x, lengths=[0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("lengths", [[9, 4, 0, 2, 7], [0, 0, 5, 1, 9], [1, 0, 0, 1, 1]])
+def test_a_batch_of_several_ranks(lengths):
+    case = Case("batch", (5, 9, 3), layout="NTC")
+    x, dy = case.batch(np.float32), case.gradient(np.float32)
+    weight, bias = case.parameters(np.float32)
+    counts = oracle.counting(case.shape, "NTC", lengths=lengths)
+    x, dy = poisoned(x, counts, np.nan), poisoned(dy, counts, np.nan)
+    parts = [slice(0, 2), slice(2, 4), slice(4, 5)]
+
+    def work(rank, group):
+        part = parts[rank]
+        bn = fastbn.SyncBatchNorm(3, group=group, layout="NTC", activation="relu")
+        bn.weight[:], bn.bias[:] = weight, bias
+        y = bn(x[part], lengths=lengths[part])
+        return y, bn.backward(dy[part]), bn.weight_grad, bn.running_mean, bn.running_var, (
+            bn.num_batches_tracked)  # fmt: skip
+
+    results = run(3, work)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    bn = fastbn.BatchNorm(3, layout="NTC", activation="relu")
+    bn.weight[:], bn.bias[:] = weight, bias
+    y = bn(x, lengths=lengths)
+    dx = bn.backward(dy)
+    near(np.concatenate([result[0] for result in results]), y, 1e-5)
+    near(np.concatenate([result[1] for result in results]), dx, 1e-5)
+    near(sum(result[2] for result in results), bn.weight_grad, 1e-5)
+    for result in results:
+        near(result[3], bn.running_mean, 1e-6)
+        near(result[4], bn.running_var, 1e-5)
+        assert result[5] == 1
+
+
 # ---- what is refused -----------------------------------------------------------------
 
 X = np.zeros((2, 3, 4, 5), np.float32)
@@ -568,7 +762,7 @@ def test_refused(options, error, message):
 def test_out_is_apart_from_the_mask():
     memory = np.ones(4 * 24, bool)
     out = memory.view(np.float32).reshape(2, 3, 4)
-    with pytest.raises(ValueError, match="out: expected memory of its own.*overlaps mask"):
+    with pytest.raises(ValueError, match=r"out: expected memory of its own.*overlaps mask"):
         fastbn.batch_norm_forward(np.zeros((2, 3, 4), np.float32), out=out,
                                   mask=memory[:8].reshape(2, 4))  # fmt: skip
 
@@ -581,7 +775,7 @@ def c_mask(case, mask):
     axis = oracle.channel_axis(len(case.shape), case.layout)
     strides = [0 if size == 1 else stride for size, stride in
                zip(mask.shape, mask.strides, strict=True)]  # fmt: skip
-    return capi.Tensor(mask.ctypes.data, capi.sizes(strides[:axis] + [0] + strides[axis:]))
+    return capi.Tensor(mask.ctypes.data, capi.sizes([*strides[:axis], 0, *strides[axis:]]))
 
 
 def c_axes(case):
@@ -611,7 +805,7 @@ def test_from_c(case, runner):
 
 
 def code_of(call):
-    memory, place, size = capi.workspace_for(call)
+    _memory, place, size = capi.workspace_for(call)
     return capi.API.run(call, 1, place, size)
 
 
@@ -625,7 +819,7 @@ def test_faults_from_c():
     assert code_of(call) == capi.ONE_VALUE
     size = capi.c_size_t()
     lengths = np.array([4, 2])
-    for given, code in (
+    for fields, code in (
         ({"mask": capi.Tensor(mask.ctypes.data, capi.sizes([4, 1, 1]))}, capi.BAD_MASK),
         ({"mask": capi.Tensor(mask.ctypes.data, None)}, capi.BAD_MASK),
         ({"mask": c_mask(case, mask), "lengths": lengths.ctypes.data, "length_axis": 1},
@@ -635,7 +829,7 @@ def test_faults_from_c():
         ({"lengths": lengths.ctypes.data, "length_axis": 9}, capi.BAD_AXIS),
         ({"lengths": lengths.ctypes.data + 4, "length_axis": 1}, capi.MISALIGNED),
     ):  # fmt: skip
-        call = capi.new_call("batch", capi.FORWARD, x, out=y, **axes, **given)
+        call = capi.new_call("batch", capi.FORWARD, x, out=y, **axes, **fields)
         assert capi.API.workspace_size(call, 1, size) == code
     for wrong in ([5, 1], [-1, 2]):
         lengths[:] = wrong
@@ -646,3 +840,22 @@ def test_faults_from_c():
                          mask=c_mask(case, mask))  # fmt: skip
     assert capi.API.workspace_size(call, 1, size) == capi.BAD_MASK
     assert (y == 7).all()
+
+
+def test_integers_from_c():
+    x = np.random.default_rng(0).integers(0, 256, (4, 9, 3), np.uint8)
+    case = Case("batch", x.shape, layout="NTC")
+    mask = a_mask(case)
+    mean, m2 = np.empty(3), np.empty(3)
+    low, high = np.empty(3, np.uint8), np.empty(3, np.uint8)
+    given = {"mean": mean, "m2": m2, "minimum": low, "maximum": high, **c_axes(case)}
+    capi.run(capi.new_call("batch", capi.STATISTICS, x, mask=c_mask(case, mask), **given))
+    wanted = fastbn.batch_stats(x, layout="NTC", mask=mask)
+    assert mean.tobytes() == wanted.mean.tobytes()
+    assert m2.tobytes() == wanted.m2.tobytes()
+    assert low.tolist() == wanted.min.tolist()
+    assert high.tolist() == wanted.max.tolist()
+    lengths = np.array([1, 2, 3, 4])
+    call = capi.new_call("batch", capi.STATISTICS, x, lengths=lengths.ctypes.data, length_axis=1,
+                         **given)  # fmt: skip
+    assert capi.API.workspace_size(call, 1, capi.c_size_t()) == capi.BAD_MASK

@@ -3,11 +3,10 @@
 
 import numpy as np
 import pytest
+from tensors import torch
 
-torch = pytest.importorskip("torch")
-
-import fastbn  # noqa: E402
-import fastbn.torch  # noqa: E402
+import fastbn
+import fastbn.torch
 
 OPS = ["batch", "instance", "group"]
 SHAPE = (4, 6, 9)
@@ -49,7 +48,8 @@ def test_the_bits_of_numpys_functions(op, activation, by):
         arrays[0], *sizes, *arrays[1:3], **fused)  # fmt: skip
     assert y.detach().numpy().tobytes() == wanted.tobytes()
     found = getattr(fastbn, f"{op}_norm_backward")(
-        dy.numpy(), arrays[0], mean, invstd, *sizes, arrays[1], bias=arrays[2], **fused)  # fmt: skip
+        dy.numpy(), arrays[0], mean, invstd, *sizes, arrays[1], bias=arrays[2], **fused
+    )
     for one, other in zip(gradients, found, strict=True):
         assert one.numpy().tobytes() == other.tobytes()
 
@@ -82,6 +82,7 @@ def test_derivatives_of_derivatives(op, activation):
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # in PyTorch itself
 @pytest.mark.parametrize("op", OPS)
 def test_formulas_have_the_values_of_the_kernels(op):
     (x, weight, bias, residual), _ = given()
@@ -101,8 +102,6 @@ def test_formulas_have_the_values_of_the_kernels(op):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_halves(dtype):
-    if dtype is torch.bfloat16:
-        pytest.importorskip("ml_dtypes")
     (x, weight, bias, _), dy = given()
     half = x.detach().to(dtype).requires_grad_()
     y = call("batch", half, weight, bias, lengths=LENGTHS)
@@ -142,3 +141,46 @@ def test_evaluation_and_running_statistics():
 def test_refused(op, options, error, message):
     with pytest.raises(error, match=message):
         call(op, torch.zeros(SHAPE), **options)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_memory_orders_and_broadcast_masks(op, order):
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 5, 7).to(memory_format=order).requires_grad_()
+    mask = torch.rand(4, 1, 7) < 0.5
+    whole = mask.expand(4, 5, 7)
+    y = call(op, x, mask=mask)
+    assert y.stride() == call(op, x).stride()
+    assert torch.equal(y, call(op, x, mask=whole.clone()))
+    assert torch.equal(y, call(op, x, mask=whole))
+    dx = torch.autograd.grad(y.square().sum(), x)[0]
+    assert not dx[~whole.unsqueeze(1).expand(x.shape)].any()
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled(op, backend):
+    (x, weight, bias, residual), dy = given()
+
+    def function(x, weight, bias, residual, mask):
+        return call(op, x, weight, bias, residual=residual, activation="relu", mask=mask)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    tensors = x, weight, bias, residual
+    wanted, y = (f(*tensors, counted()) for f in (function, compiled))
+    torch.testing.assert_close(y, wanted)
+    for one, other in zip(
+        torch.autograd.grad(y, tensors, dy), torch.autograd.grad(wanted, tensors, dy), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_one_value_that_counts():
+    x = torch.randn(SHAPE)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        call("batch", x, lengths=[1, 0, 0, 0])
+    y = call("batch", x, lengths=[0] * 4)
+    assert not y.any()
+    assert not call("instance", x, lengths=[1, 0, 0, 0]).any()

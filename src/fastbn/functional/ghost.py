@@ -63,6 +63,7 @@ def counted_slices(
     shape = list(x.shape)
     del shape[channels]
     for part, counts in zip(slices, parts, strict=True):
+        assert counts.mask is not None
         shape[instances - (instances > channels)] = part[-1].stop - part[-1].start
         if np.count_nonzero(np.broadcast_to(counts.mask, shape)) == 1:
             raise ValueError(

@@ -229,9 +229,9 @@ class BatchNorm(PopulationLayer):
         size = self.ghost_batch_size
         if size is None:
             return self._normalise(x, residual, out, moves, counted)
-        kept = (self.running_mean, self.running_var) if moves else (None, None)
+        mean, var = (self.running_mean, self.running_var) if moves else (None, None)
         y = binding.batch_forward(
-            x, self.weight, self.bias, *kept, residual, out, True, 0.0, self.eps, self.layout,
+            x, self.weight, self.bias, mean, var, residual, out, True, 0.0, self.eps, self.layout,
             self.activation, self.negative_slope, ONLY_Y, self.num_features, None, CHECKED, None,
             *counted
         )  # fmt: skip

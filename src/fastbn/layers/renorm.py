@@ -171,8 +171,9 @@ class BatchRenorm(BatchNorm):
             var = m2 / count
             batch = Batch(mean, 1.0 / np.sqrt(var + self.eps), count, m2)
         r, d = self._correction(batch, var)
+        weight, bias = self._affine(r, d)
         binding.batch_forward(
-            x, *self._affine(r, d), mean, var, residual, y, False, 0.0, self.eps, self.layout,
+            x, weight, bias, mean, var, residual, y, False, 0.0, self.eps, self.layout,
             self.activation, self.negative_slope, ONLY_Y, None, None, MOVED, None, *counted
         )  # fmt: skip
         self._follow(batch, moves)

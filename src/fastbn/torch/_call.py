@@ -39,6 +39,8 @@ class Tensors(NamedTuple):
     residual: Tensor | None = None
     running_mean: Tensor | None = None
     running_var: Tensor | None = None
+    #: Of bool, with the axes of x but that of the channels; None: all counts.
+    mask: Tensor | None = None
 
 
 def empty_output(norm: str, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from fastbn.engine.request cimport INTERRUPTED, NO_MEMORY, Extras, Request
 from fastbn._types import ACTIVATIONS
 
 from fastbn.torch import _formulas
-from fastbn.torch._call import empty_output, statistics_shape
+from fastbn.torch._call import Tensors, empty_output, statistics_shape
 
 cdef dict NORMS = {
     "batch": FASTBN_BATCH_NORM, "layer": FASTBN_LAYER_NORM, "rms": FASTBN_RMS_NORM,
@@ -175,6 +175,18 @@ cdef int signalled() noexcept with gil:
     return leave_signal_error()
 
 
+cdef object view_of_mask(mask, x):
+    # In the shape of x, whose channels share it.
+    return None if mask is None else mask.unsqueeze(1).expand(x.shape)
+
+
+cdef int take_mask(view, Description* d, fastbn_call* c) except -1:
+    if view is not None:
+        describe(view, d)
+        c.mask.data, c.mask.strides = d.data + d.offset, <const Py_ssize_t*>d.strides
+    return 0
+
+
 # ---- running -----------------------------------------------------------------------
 
 cdef int place(tensor, const Description* x, Description* d, fastbn_tensor* to) except -1:
@@ -258,8 +270,8 @@ cdef int compute(fastbn_call* c, const Description* like, x, dy, residual, out,
 cpdef tuple forward(call, t, bint keeps=True):
     """Return `y`; and mean and invstd as one tensor of float64, if backward will need it."""
     norm, sizes, training, _, _, _, _ = call
-    x, weight, bias, residual, running_mean, running_var = t
-    cdef Description like
+    x, weight, bias, residual, running_mean, running_var, mask = t
+    cdef Description like, of_mask
     cdef Shape shape
     cdef fastbn_call c
     take_call(call, x, &like, &shape, &c)
@@ -273,6 +285,8 @@ cpdef tuple forward(call, t, bint keeps=True):
     if keeps:
         statistics = empty(statistics_shape(norm, x, sizes), dtype=float64, device="cpu")
         take_statistics(statistics, &c)
+    view = view_of_mask(mask, x)    # whose strides the call has
+    take_mask(view, &of_mask, &c)
     y = output_for(norm, x, &like)
     compute(&c, &like, x, None, residual, y, None)
     if training:
@@ -285,8 +299,8 @@ cpdef tuple forward(call, t, bint keeps=True):
 cpdef list backward(call, t, dy, statistics):
     """Return dx, dweight, dbias and dresidual; None for what the call had not."""
     norm, _, training, _, _, _, _ = call
-    x, weight, bias, residual = t[:4]
-    cdef Description like
+    x, weight, bias, residual, _, _, mask = t
+    cdef Description like, of_mask
     cdef Shape shape
     cdef fastbn_call c
     take_call(call, x, &like, &shape, &c)
@@ -299,6 +313,8 @@ cpdef list backward(call, t, dy, statistics):
     vector_of(dweight, &shape, &c, &c.dweight)
     vector_of(dbias, &shape, &c, &c.dbias)
     take_statistics(statistics, &c)
+    view = view_of_mask(mask, x)
+    take_mask(view, &of_mask, &c)
     dx = output_for(norm, x, &like)
     dresidual = None if residual is None else empty_like(dx)
     compute(&c, &like, x, dy, residual, dx, dresidual)
@@ -319,7 +335,7 @@ cdef inline bint requires_grad(tensor):
 
 def normalise(call, t):
     """Return `y`."""
-    x, weight, bias, residual, mean, var = t
+    x, weight, bias, residual, mean, var, _ = t
     refuse_watched(t)
     if not is_grad_enabled():
         return forward(call, t, False)[0]
@@ -338,8 +354,10 @@ class Normalise(torch.autograd.Function):
     def forward(ctx, call, *t):
         y, ctx.statistics = forward(call, t)
         ctx.call, ctx.has_residual = call, t[3] is not None
-        # Only for an activation does backward compute its argument again.
-        ctx.save_for_backward(*t[:3], None if call[5] is None else t[3])
+        # Only for an activation does backward compute its argument again; a mask is read
+        # beside it.
+        ctx.save_for_backward(*t[:3], None if call[5] is None and t[6] is None else t[3],
+                              None, None, t[6])
         return y
 
     @staticmethod
@@ -351,10 +369,10 @@ class Normalise(torch.autograd.Function):
             refuse_watched((dy,))
             gradients = backward(ctx.call, t, dy, ctx.statistics)
         except RefusedError:     # dy may be batched, too, and has no memory of its own then
-            gradients = _formulas.gradients(ctx.call, t, dy, ctx.statistics)
+            gradients = _formulas.gradients(ctx.call, Tensors(*t), dy, ctx.statistics)
         if ctx.has_residual and t[3] is None:
             gradients[3] = dy
-        return None, *gradients, None, None
+        return None, *gradients, None, None, None
 
 
 # Past `Function.apply`, which makes ready for transformations: there are none here.

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fastbn._numpy import binding
 from fastbn._types import ACTIVATIONS
+from fastbn.torch import _masks
 from fastbn.torch._call import Call, Tensors
 
 # PyTorch has a function of each name.
@@ -27,7 +28,12 @@ def normalise(call: Call, t: Tensors) -> Tensor:
         binding.check_activation(call.activation)
     if isinstance(t.x, Tensor) and isinstance(t.residual, Tensor):
         torch.broadcast_shapes(t.x.shape, t.residual.shape)
-    return ended(call, t.residual, _normalised(call, t))
+    if t.mask is None:
+        return ended(call, t.residual, _normalised(call, t))
+    counts = t.mask.unsqueeze(1)
+    residual = None if t.residual is None else _masks.select(counts, t.residual)
+    y = ended(call, residual, _masks.normalised(call, t, counts))
+    return _masks.select(counts, y).to(t.x.dtype)
 
 
 def ended(call: Call, residual: Tensor | None, y: Tensor) -> Tensor:
@@ -47,14 +53,23 @@ def gradients(call: Call, t: Tensors, dy: Tensor, statistics: Tensor) -> list[Te
     with torch.enable_grad():
         # Aliases: derivatives of the result reach x, but not what x was computed from.
         given = [_alias(tensor) for tensor in t[:4]]
-        aliased = Tensors(*given)
+        aliased = Tensors(*given)._replace(mask=t.mask)
         if call.norm == "batch" and not call.training:
-            y = ended(call, aliased.residual, _scaled(aliased, *statistics))
+            y = _scaled_and_ended(call, aliased, statistics)
         else:
             y = normalise(call, aliased)
         wanted = [tensor for tensor in given if tensor is not None]
         found = iter(torch.autograd.grad(y, wanted, dy, create_graph=recorded))
     return [None if tensor is None else next(found) for tensor in given]
+
+
+def _scaled_and_ended(call: Call, t: Tensors, statistics: Tensor) -> Tensor:
+    if t.mask is None:
+        return ended(call, t.residual, _scaled(t, *statistics))
+    counts = t.mask.unsqueeze(1)
+    selected = t._replace(x=_masks.select(counts, t.x))
+    residual = None if t.residual is None else _masks.select(counts, t.residual)
+    return _masks.select(counts, ended(call, residual, _scaled(selected, *statistics)))
 
 
 def _alias(tensor: Tensor | None) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastbn._docs import filled
-from fastbn.torch import _direct, _formulas
+from fastbn.torch import _direct, _formulas, _masks
 from fastbn.torch._call import Call, Tensors
 
 
@@ -28,6 +28,8 @@ def batch_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Normalise each channel of a batch, as ``torch.nn.functional.batch_norm``.
 
@@ -52,6 +54,11 @@ def batch_norm(
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Of another shape or dtype, it is added as PyTorch adds
         it; the result is then what the addition gives.
+    mask : Tensor of bool, optional
+        Which elements count: of the shape of `input` without its channel axis, or 1 in place
+        of a size. The others enter no statistics, and the result is 0 there.
+    lengths : Tensor of int, shape (N,), optional
+        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
 
     Returns
     -------
@@ -77,8 +84,9 @@ def batch_norm(
     """
     if training and not is_first_time():
         running_mean = running_var = None
+    counted = _masks.mask_of(input, mask, lengths)
     call = "batch", (), training, momentum, eps, activation, negative_slope
-    return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
+    return _normalise(call, (input, weight, bias, residual, running_mean, running_var, counted))
 
 
 @filled
@@ -135,7 +143,7 @@ def layer_norm(
     [[-1.0, 1.0], [-1.0, 1.0]]
     """
     call = "layer", tuple(normalized_shape), True, 0.0, eps, activation, negative_slope
-    return _normalise(call, (input, weight, bias, residual, None, None))
+    return _normalise(call, (input, weight, bias, residual, None, None, None))
 
 
 @filled
@@ -191,7 +199,7 @@ def rms_norm(
     [[1.0, -1.0]]
     """
     call = "rms", tuple(normalized_shape), True, 0.0, eps, activation, negative_slope
-    return _normalise(call, (input, weight, None, residual, None, None))
+    return _normalise(call, (input, weight, None, residual, None, None, None))
 
 
 @filled
@@ -205,6 +213,8 @@ def group_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Normalise groups of channels, as ``torch.nn.functional.group_norm``.
 
@@ -224,6 +234,11 @@ def group_norm(
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Of another shape or dtype, it is added as PyTorch adds
         it; the result is then what the addition gives.
+    mask : Tensor of bool, optional
+        Which elements count: of the shape of `input` without its channel axis, or 1 in place
+        of a size. The others enter no statistics, and the result is 0 there.
+    lengths : Tensor of int, shape (N,), optional
+        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
 
     Returns
     -------
@@ -247,8 +262,9 @@ def group_norm(
     >>> fastbn.torch.group_norm(x, 2, eps=1e-12).tolist()
     [[[-1.0, 1.0], [-1.0, 1.0]]]
     """
+    counted = _masks.mask_of(input, mask, lengths)
     call = "group", (num_groups,), True, 0.0, eps, activation, negative_slope
-    return _normalise(call, (input, weight, bias, residual, None, None))
+    return _normalise(call, (input, weight, bias, residual, None, None, counted))
 
 
 @filled
@@ -265,6 +281,8 @@ def instance_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Normalise each channel of each sample, as ``torch.nn.functional.instance_norm``.
 
@@ -289,6 +307,11 @@ def instance_norm(
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Of another shape or dtype, it is added as PyTorch adds
         it; the result is then what the addition gives.
+    mask : Tensor of bool, optional
+        Which elements count: of the shape of `input` without its channel axis, or 1 in place
+        of a size. The others enter no statistics, and the result is 0 there.
+    lengths : Tensor of int, shape (N,), optional
+        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
 
     Returns
     -------
@@ -323,8 +346,9 @@ def instance_norm(
             v.to(kind) if isinstance(v, Tensor) and v.dtype is not kind else v
             for v in (running_mean, running_var)
         )
+    counted = _masks.mask_of(input, mask, lengths)
     call = norm, (), use_input_stats, momentum, eps, activation, negative_slope
-    return _normalise(call, (input, weight, bias, residual, running_mean, running_var))
+    return _normalise(call, (input, weight, bias, residual, running_mean, running_var, counted))
 
 
 def is_first_time() -> bool:
