@@ -41,3 +41,12 @@ class Counted(NamedTuple):
 
 
 ALL = Counted()
+
+
+def counted_of(
+    mask: NDArray[np.bool_] | None, lengths: ArrayLike | None, length_axis: str | None
+) -> Counted:
+    """Return the three together; most often there are none, and a new tuple takes its time."""
+    if mask is None and lengths is None and length_axis is None:
+        return ALL
+    return Counted(mask, lengths, length_axis)

@@ -58,7 +58,7 @@ cdef inline lanes value_at(const Coefficients* coef, const Pointers* p, Py_ssize
 cdef inline void write_n(const Pointers* p, Py_ssize_t i, Py_ssize_t n, const Coefficients* coef,
                          int variant) noexcept nogil:
     cdef Vectors vectors = load_n_vectors(p, i, n, variant)
-    store_n(p.out + i, value(coef, p.activation, &vectors, variant), n)
+    store_n(p.out + i, kept(p, i, value(coef, p.activation, &vectors, variant)), n)
 
 
 cdef inline void write_vector(const Pointers* p, Py_ssize_t i, const Coefficients* coef,

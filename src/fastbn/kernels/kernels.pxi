@@ -59,7 +59,7 @@ from fastbn cimport (
 from fastbn.kernels.problem cimport (
     COEFFICIENT_KINDS, COLUMNS, MAX_WIDTH, OFFSET, PIVOT, PIXELS, POW2_SCALE, PROBES, RUN_COLUMNS,
     SCALE, SHIFT, SLOPE, WRAP, ActivationTraits, BlockMask, Buffers, Job, KernelTable, Mask,
-    Operand, TileKernel, View)
+    MASK_PADDING, Operand, TileKernel, View, WrittenMask)
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state
@@ -123,6 +123,7 @@ cdef extern from "simd.h" nogil:
     lanes no_bits()
     lanes and_bits(lanes v, lanes bits)
     lanes mask_bits(const signed char* mask)
+    void fill_mask(signed char* to, signed char value, ptrdiff_t n)
     lanes select_bits(lanes bits, lanes one, lanes other)
     lanes round_to_int(lanes v)
     lanes scale_by_pow2(lanes v, lanes n)

@@ -9,6 +9,7 @@
 cdef enum:
     IN_L1 = 1024            # elements of a run; a whole number of row groups
     ROWS_COPIED = 4096      # elements of rows, at most
+    AHEAD = 16              # rows from one that is copied to one that is fetched
 
 cdef struct ChunkCopy:
     # Of a part of a run.
@@ -35,9 +36,11 @@ cdef inline void repeat_mask(const signed char* mask, Py_ssize_t period, Py_ssiz
 cdef void select_elements(const elem* given, const signed char* mask, Py_ssize_t n,
                           const elem* fill, size_t fill_bits, elem* to) noexcept nogil:
     # Elements where the mask is set, else those of `fill`, at `i & fill_bits`. May write, not
-    # read, up to the end of a register.
+    # read, up to the end of a register. What comes next is fetched: it is asked for only when
+    # the copy has been summed.
     cdef Py_ssize_t i = 0
     while i + WIDTH <= n:
+        prefetch(given + i, IN_L1)
         store(to + i, select_bits(mask_bits(mask + i), load(given + i),
                                   load(fill + (<size_t>i & fill_bits))))
         i += WIDTH
@@ -79,11 +82,13 @@ cdef inline void copy_row(const Job* job, const Operand* operand, Py_ssize_t cha
     # a register.
     cdef const elem* row = element(job, operand, channel, run, 0)
     cdef Py_ssize_t i = 0, inner = job.problem.view.inner
+    cdef ptrdiff_t ahead = AHEAD * operand.middle if job.buffers.mask.bytes[run + AHEAD] else 0
     if length > inner != operand.channel:       # pixels of few channels, which are apart
         for i in range(length):
             to[i] = row[i * operand.channel]
         return
     while i + WIDTH <= length:
+        prefetch(row + i, ahead)
         store(to + i, load(row + i))
         i += WIDTH
     if i < length:

@@ -23,6 +23,7 @@ cdef struct Pointers:
     const elem* lines           # of `out`: where its whole lines begin and end,
     const elem* lines_end       # if it is streamed
     const Activation* activation
+    const signed char* mask     # of `out`: zeros are written where it is 0; NULL: nowhere
 
 
 cdef struct Vectors:
@@ -50,6 +51,15 @@ cdef inline const Operand* operand_of_out(const Job* job, int variant) noexcept 
     return &job.buffers.dy if variant & DZ else &job.buffers.out
 
 
+cdef inline const signed char* mask_at(const WrittenMask* mask, const elem* out) noexcept nogil:
+    return NULL if mask.bytes == NULL else mask.bytes + (out - <const elem*>mask.start)
+
+
+cdef inline lanes kept(const Pointers* p, Py_ssize_t i, lanes v) noexcept nogil:
+    # Asked each time: with loops of their own, kernels would be half as large again.
+    return v if p.mask == NULL else and_bits(v, mask_bits(p.mask + i))
+
+
 cdef inline Pointers pointers_at(const Job* job, const Activation* a, Py_ssize_t channel,
                                  Py_ssize_t run, Py_ssize_t offset, int variant) noexcept nogil:
     cdef Pointers p
@@ -57,6 +67,7 @@ cdef inline Pointers pointers_at(const Job* job, const Activation* a, Py_ssize_t
     p.x = p.dy = p.residual = element(job, &job.buffers.x, channel, run, offset)
     p.out = element(job, operand_of_out(job, variant), channel, run, offset)
     p.lines = p.lines_end = p.out
+    p.mask = mask_at(&job.buffers.written_mask, p.out)
     if reads_dy(variant):
         p.dy = element(job, operand_of_dy(job, variant), channel, run, offset)
     if reads_residual(a, variant):
@@ -65,8 +76,14 @@ cdef inline Pointers pointers_at(const Job* job, const Activation* a, Py_ssize_t
 
 
 cdef inline Pointers advanced(const Pointers* p, Py_ssize_t n) noexcept nogil:
-    return Pointers(p.x + n, p.dy + n, p.residual + n, p.out + n, p.lines, p.lines_end,
-                    p.activation)
+    cdef Pointers later = p[0]
+    later.x += n
+    later.dy += n
+    later.residual += n
+    later.out += n
+    if p.mask != NULL:
+        later.mask += n
+    return later
 
 
 cdef inline Py_ssize_t find_lines(Pointers* p, Py_ssize_t n) noexcept nogil:
@@ -103,9 +120,9 @@ cdef inline Vectors load_n_vectors(const Pointers* p, Py_ssize_t i, Py_ssize_t n
 cdef inline void store_vector(const Pointers* p, Py_ssize_t i, lanes v, int variant) noexcept nogil:
     cdef elem* out = p.out + i
     if variant & STREAMING and (WIDTH == LINE or p.lines <= out < p.lines_end):
-        stream(out, v)
+        stream(out, kept(p, i, v))
     else:
-        store(out, v)
+        store(out, kept(p, i, v))
 
 
 cdef inline void prefetch_next(const Pointers* p, Py_ssize_t i, ptrdiff_t to_next,

@@ -96,6 +96,11 @@ ctypedef struct Mask:
     const Py_ssize_t* counts    # `count` and `first` of each instance
     const Py_ssize_t* firsts
 
+ctypedef struct WrittenMask:
+    # Of a part of what is written, in the order of memory: zeros go where a byte is 0.
+    const signed char* bytes    # NULL: nowhere
+    const void* start           # the element of the first
+
 ctypedef struct Buffers:
     Operand x
     Operand dy                  # or dz, the gradient before the activation, with `dz_first`:
@@ -136,6 +141,7 @@ ctypedef struct Buffers:
     double* low                 # extremes, of (segments, channels)
     double* high
     Mask mask
+    WrittenMask written_mask
 
 ctypedef struct Job:
     Problem problem

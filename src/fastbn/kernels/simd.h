@@ -529,6 +529,15 @@ static inline lanes mask_bits(const signed char *mask)
 #endif
 }
 
+/* n of them, and up to the end of a register. */
+static inline void fill_mask(signed char *to, signed char value, ptrdiff_t n)
+{
+    typedef signed char bytes __attribute__((vector_size(VECTOR_BYTES), aligned(1)));
+    ptrdiff_t i;
+    for (i = 0; i < n; i += VECTOR_BYTES)
+        *(bytes *)(to + i) = value - (bytes){0};
+}
+
 static inline lanes select_bits(lanes bits, lanes one, lanes other)
 { return select_lanes((lane_bits)bits, one, other); }
 

@@ -13,6 +13,7 @@ cdef enum:
 cdef struct Matrices:
     # The same rows and columns of each tensor.
     Matrix x, dy, residual, out
+    WrittenMask mask
 
 
 cdef inline Py_ssize_t write_whole_tables(Pointers p, Py_ssize_t n, const CoefficientTable* table,
@@ -71,6 +72,7 @@ cdef inline Matrices short_matrices(const Job* job, const Activation* a, const B
     s.x = short_matrix(job, &job.buffers.x, block, channel, channels)
     s.dy = s.residual = s.x
     s.out = short_matrix(job, operand_of_out(job, variant), block, channel, channels)
+    s.mask = job.buffers.written_mask
     if reads_dy(variant):
         s.dy = short_matrix(job, operand_of_dy(job, variant), block, channel, channels)
     if reads_residual(a, variant):
@@ -85,6 +87,7 @@ cdef inline Pointers pointers_in(const Matrices* s, const Activation* a, Py_ssiz
     p.x = p.dy = p.residual = row_at(&s.x, row)
     p.out = row_at(&s.out, row)
     p.lines = p.lines_end = p.out
+    p.mask = mask_at(&s.mask, p.out)
     if reads_dy(variant):
         p.dy = row_at(&s.dy, row)
     if reads_residual(a, variant):
@@ -110,7 +113,7 @@ cdef inline Py_ssize_t write_rows(const Matrices* s, const Activation* a,
         if n % WIDTH:
             coef = coefficients_at(table, n - WIDTH, variant)
             for k in range(ROWS_AT_ONCE):
-                tail[k] = value_at(&coef, &p[k], n - WIDTH, variant)
+                tail[k] = kept(&p[k], n - WIDTH, value_at(&coef, &p[k], n - WIDTH, variant))
         for i in range(n // WIDTH):
             coef = coefficients_at(table, i * WIDTH, variant)
             for k in range(ROWS_AT_ONCE):

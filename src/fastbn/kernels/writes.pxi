@@ -82,7 +82,7 @@ cdef void write_forward(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t
                         Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
-    cdef Pass way = Pass(write_forward, &job.buffers.out, False, job.plan.streaming)
+    cdef Pass way = Pass(write_forward, &job.buffers.out, job.plan.streaming)
     if is_masked(job):
         write_counted(job, &way, t0, t1, b0, b1)
     elif job.plan.fused:
@@ -96,7 +96,7 @@ cdef void write_gradient(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_
                          Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
-    cdef Pass way = Pass(write_gradient, &job.buffers.out, False, job.plan.streaming)
+    cdef Pass way = Pass(write_gradient, &job.buffers.out, job.plan.streaming)
     if is_masked(job) and job.problem.training and (
             count_of_batch(job) * job.problem.group == 1.0):
         write_zeros(job, &way, t0, t1, b0, b1)      # of one value, with its mean
@@ -113,7 +113,7 @@ cdef void write_dz(const Job* job, Py_ssize_t t0, Py_ssize_t t1, Py_ssize_t b0,
                    Py_ssize_t b1) noexcept nogil:
     cdef fp_state saved = fp_enter()
     cdef Activation a = activation_of(job)
-    cdef Pass way = Pass(write_dz, &job.buffers.dy, True, False)
+    cdef Pass way = Pass(write_dz, &job.buffers.dy, False)
     if is_masked(job):
         write_counted(job, &way, t0, t1, b0, b1)
     else:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastbn._docs import filled
 from fastbn._numpy import binding
-from fastbn.functional.counted import Counted
+from fastbn.functional.counted import Counted, counted_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -447,7 +447,7 @@ class ChannelLayer(Layer):
                [ 1.225,  0.   ,  0.   ]])
         """
         training = self.training
-        counted = Counted(mask, lengths, length_axis)
+        counted = counted_of(mask, lengths, length_axis)
         result: Any = self._forward_counted(x, residual, out, training, counted)
         if not training:
             self._saved, self._overwritten = None, False

@@ -10,7 +10,7 @@ import numpy as np
 from fastbn._docs import filled
 from fastbn._numpy import CHECKED, MOVED, ONLY_Y, WITH_STATISTICS, binding
 from fastbn.functional import batch_norm_backward, ghost
-from fastbn.functional.counted import Counted
+from fastbn.functional.counted import Counted, counted_of
 from fastbn.functional.running import check_name, check_on_nonfinite
 from fastbn.layers.population import TRACKS, PopulationLayer
 
@@ -179,7 +179,7 @@ class BatchNorm(PopulationLayer):
         >>> bn.running_mean, bn.num_batches_tracked
         (array([0., 0.], dtype=float32), 0)
         """
-        counted = Counted(mask, lengths, length_axis)
+        counted = counted_of(mask, lengths, length_axis)
         if self.training:
             moves = update_running is True or binding.check_flag(update_running, "update_running")
             y, statistics = self._train(x, residual, out, moves, counted)
