@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from typing import Any, SupportsIndex, final
+from typing import Any, SupportsIndex, TypeAlias, final
 
 from numpy.typing import NDArray
 
 from fastbn._types import Activation, Exchange, Float64, Kept, Shape, Vector
+
+# (mask, lengths, length_axis)
+Mask: TypeAlias = tuple[NDArray[Any] | None, Any, str | None] | None
 
 # Whoever calls the operations has the types of their results.
 
@@ -64,8 +67,7 @@ def convert_image(
     max_value: float, dtype: object, out: NDArray | None, inverse: bool, /
 ) -> Any: ...
 def batch_statistics(
-    x: NDArray, layout: str | None, mask: NDArray | None = None, lengths: Any = None,
-    length_axis: str | None = None, /
+    x: NDArray, layout: str | None, counted: Mask = None, /
 ) -> tuple[int, Float64, Float64, NDArray, NDArray]: ...
 def batch_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, running_mean: Kept | None,
@@ -73,39 +75,39 @@ def batch_forward(
     momentum: float, eps: float, layout: str | None, activation: str | None,
     negative_slope: float, only_y: bool, num_features: int | None = None,
     prepared: Prepared | None = None, mode: int = 0, exchange: Exchange | None = None,
-    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
+    counted: Mask = None, /
 ) -> Any: ...
 def batch_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, training: bool,
     layout: str | None, activation: str | None, negative_slope: float, inverted: bool,
     dresidual: NDArray | None = None, mode: int = 0, exchange: Exchange | None = None,
-    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
+    counted: Mask = None, /
 ) -> Any: ...
 def group_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,
     out: NDArray | None, num_groups: SupportsIndex, eps: float, layout: str | None,
     activation: str | None, negative_slope: float, only_y: bool,
-    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
+    counted: Mask = None, /
 ) -> Any: ...
 def group_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, num_groups: SupportsIndex,
     layout: str | None, activation: str | None, negative_slope: float,
-    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
+    counted: Mask = None, /
 ) -> Any: ...
 def instance_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, running_mean: Kept | None,
     running_var: Kept | None, residual: NDArray | None, out: NDArray | None,
     use_input_stats: bool, momentum: float, eps: float, layout: str | None,
     activation: str | None, negative_slope: float, only_y: bool,
-    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
+    counted: Mask = None, /
 ) -> Any: ...
 def instance_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, layout: str | None,
     activation: str | None, negative_slope: float,
-    mask: NDArray | None = None, lengths: Any = None, length_axis: str | None = None, /
+    counted: Mask = None, /
 ) -> Any: ...
 def layer_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,

@@ -211,7 +211,7 @@ cdef inline Py_ssize_t count_of(Frame* f, cnp.ndarray x, Py_ssize_t channels) no
     return cnp.PyArray_SIZE(x) // channels if channels else 0
 
 
-def batch_statistics(x_, layout, mask=None, lengths=None, length_axis=None, /):
+def batch_statistics(x_, layout, counted=None, /):
     """Return (values per channel, mean, M2, min, max) of each channel; of the dtype of x the last.
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
@@ -228,7 +228,7 @@ def batch_statistics(x_, layout, mask=None, lengths=None, length_axis=None, /):
     f.call.minimum, f.call.maximum = cnp.PyArray_DATA(low), cnp.PyArray_DATA(high)
     f.call.mean, f.call.m2 = numbers_of(mean), numbers_of(m2)
     a.x = x
-    take_mask(&f, a, mask, lengths, length_axis, layout)
+    take_mask(&f, a, counted, layout)
     a.understand(&f)
     compute(&f, a)
     return count_of(&f, x, channels), mean, m2, low, high
@@ -237,7 +237,7 @@ def batch_statistics(x_, layout, mask=None, lengths=None, length_axis=None, /):
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,
                   momentum, eps, layout, activation, negative_slope, bint only_y,
                   num_features=None, Prepared prepared=None, int mode=MOVED, exchange=None,
-                  mask=None, lengths=None, length_axis=None, /):
+                  counted=None, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
     For a layer: x must have `num_features` channels. What is `prepared` was made of
@@ -262,7 +262,7 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     take_activation(&f, activation, negative_slope)
     f.extras.part = exchange is not None
     a.x, a.residual = x, checked_residual(residual_, x)
-    take_mask(&f, a, mask, lengths, length_axis, layout)
+    take_mask(&f, a, counted, layout)
     a.weight = checked_vector(weight_, "weight", channels)
     a.bias = checked_vector(bias_, "bias", channels)
     a.running_mean = checked_running(running_mean_, "running_mean", channels, moves)
@@ -290,7 +290,7 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
 
 def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, layout, activation,
                    negative_slope, bint inverted, dresidual=None, int mode=MOVED, exchange=None,
-                   mask=None, lengths=None, length_axis=None, /):
+                   counted=None, /):
     """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
 
     With `inverted`, x is what forward returned, and the vectors are those that take it
@@ -310,7 +310,7 @@ def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, 
     f.extras.part = exchange is not None
     take_activation(&f, activation, negative_slope)
     a.take_inputs(x, checked_array(dy, "dy"), residual)
-    take_mask(&f, a, mask, lengths, length_axis, layout)
+    take_mask(&f, a, counted, layout)
     a.mean = checked_vector(checked_array(mean, "mean", False), "mean", channels)
     a.invstd = checked_vector(checked_array(invstd, "invstd", False), "invstd", channels)
     a.weight = checked_vector(weight, "weight", channels)
@@ -355,7 +355,7 @@ cdef object backward_of_instances(Frame* f, Arrays a, Py_ssize_t groups, dy, mea
 
 
 cdef Arrays arrays_of_instances(Frame* f, x_, int norm, int operation, layout, num_groups,
-                                mask, lengths, length_axis):
+                                counted):
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
     cdef Arrays a = Arrays.__new__(Arrays)
@@ -364,16 +364,16 @@ cdef Arrays arrays_of_instances(Frame* f, x_, int norm, int operation, layout, n
     f.call.channel_axis, f.call.sample_axis = axis, instance_axis(layout)
     if norm == FASTBN_GROUP_NORM:
         f.call.groups = checked_groups(num_groups, x.shape[axis])
-    take_mask(f, a, mask, lengths, length_axis, layout)
+    take_mask(f, a, counted, layout)
     return a
 
 
 def group_forward(x, weight, bias, residual, out, num_groups, eps, layout, activation,
-                  negative_slope, bint only_y, mask=None, lengths=None, length_axis=None, /):
+                  negative_slope, bint only_y, counted=None, /):
     """Group norm: return (y, mean, invstd), or y."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_GROUP_NORM, FASTBN_FORWARD, layout,
-                                        num_groups, mask, lengths, length_axis)
+                                        num_groups, counted)
     cdef Py_ssize_t channels = a.x.shape[f.call.channel_axis]
     a.weight = checked_vector(weight, "weight", channels)
     a.bias = checked_vector(bias, "bias", channels)
@@ -382,27 +382,26 @@ def group_forward(x, weight, bias, residual, out, num_groups, eps, layout, activ
 
 
 def group_backward(dy, x, mean, invstd, weight, bias, residual, out, num_groups, layout,
-                   activation, negative_slope, mask=None, lengths=None, length_axis=None, /):
+                   activation, negative_slope, counted=None, /):
     """Group norm: return (dx, dweight, dbias)."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_GROUP_NORM, FASTBN_BACKWARD, layout,
-                                        num_groups, mask, lengths, length_axis)
+                                        num_groups, counted)
     return backward_of_instances(&f, a, f.call.groups, dy, mean, invstd, weight, bias, residual,
                                  out, activation, negative_slope)
 
 
 def instance_forward(x, weight, bias, running_mean, running_var, residual, out, use_input_stats,
                      momentum, eps, layout, activation, negative_slope, bint only_y,
-                     mask=None, lengths=None, length_axis=None, /):
+                     counted=None, /):
     """Instance norm: return (y, mean, invstd), or y."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_INSTANCE_NORM, FASTBN_FORWARD, layout, None,
-                                        mask, lengths, length_axis)
+                                        counted)
     cdef Py_ssize_t channels = a.x.shape[f.call.channel_axis]
     if not checked_flag(use_input_stats, "use_input_stats"):
         return instance_inference(a.x, weight, bias, running_mean, running_var, residual, out, eps,
-                                  layout, activation, negative_slope, only_y, mask, lengths,
-                                  length_axis)
+                                  layout, activation, negative_slope, only_y, counted)
     f.call.momentum = checked_number(momentum, "momentum")
     a.weight = checked_vector(weight, "weight", channels)
     a.bias = checked_vector(bias, "bias", channels)
@@ -414,7 +413,7 @@ def instance_forward(x, weight, bias, running_mean, running_var, residual, out, 
 
 cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, running_var, residual,
                                out, eps, layout, activation, negative_slope, bint only_y,
-                               mask, lengths, length_axis):
+                               counted):
     # All instances have the same statistics: then this is batch norm.
     for name, running in ("running_mean", running_mean), ("running_var", running_var):
         if running is None:
@@ -423,7 +422,7 @@ cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, runnin
                             "False, got None")
     y, mean, invstd = batch_forward(x, weight, bias, running_mean, running_var, residual, out,
                                     False, 0.0, eps, layout, activation, negative_slope, False,
-                                    None, None, MOVED, None, mask, lengths, length_axis)
+                                    None, None, MOVED, None, counted)
     if only_y:
         return y
     instances = (x.shape[instance_axis(layout)], 1)
@@ -431,11 +430,11 @@ cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, runnin
 
 
 def instance_backward(dy, x, mean, invstd, weight, bias, residual, out, layout, activation,
-                      negative_slope, mask=None, lengths=None, length_axis=None, /):
+                      negative_slope, counted=None, /):
     """Instance norm: return (dx, dweight, dbias)."""
     cdef Frame f
     cdef Arrays a = arrays_of_instances(&f, x, FASTBN_INSTANCE_NORM, FASTBN_BACKWARD, layout,
-                                        None, mask, lengths, length_axis)
+                                        None, counted)
     return backward_of_instances(&f, a, a.x.shape[f.call.channel_axis], dy, mean, invstd, weight,
                                  bias, residual, out, activation, negative_slope)
 

@@ -84,9 +84,12 @@ cdef inline bint is_masked(const Frame* f) noexcept:
     return f.call.mask.data != NULL or f.call.lengths != NULL
 
 
-cdef int take_mask(Frame* f, Arrays a, mask, lengths, length_axis, layout) except -1:
-    # Once x and its channel axis are known.
+cdef int take_mask(Frame* f, Arrays a, counted, layout) except -1:
+    # (mask, lengths, length_axis) or None; once x and its channel axis are known.
     cdef int i, k, sample_axis
+    if counted is None:
+        return 0
+    mask, lengths, length_axis = counted
     check_counted(mask, lengths, length_axis)
     if lengths is not None:
         f.call.sample_axis = sample_axis = instance_axis(layout)

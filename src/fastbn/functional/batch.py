@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from fastbn._docs import filled
 from fastbn._numpy import CHECKED, HELD, INPUT, MOVED, ONLY_Y, UNMOVED, WITH_STATISTICS, binding
 from fastbn.functional import ghost, running
-from fastbn.functional.counted import Counted
+from fastbn.functional.counted import Counted, counted_of
 from fastbn.functional.selection import statistics
 
 if TYPE_CHECKING:
@@ -122,13 +122,13 @@ def batch_norm(
             and on_nonfinite == "propagate"):  # fmt: skip
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-            layout, activation, negative_slope, ONLY_Y, None, None, MOVED, None, mask, lengths,
-            length_axis
+            layout, activation, negative_slope, ONLY_Y, None, None, MOVED, None,
+            counted_of(mask, lengths, length_axis)
         )  # fmt: skip
     return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
         layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
-        on_nonfinite, Counted(mask, lengths, length_axis)
+        on_nonfinite, counted_of(mask, lengths, length_axis)
     )[0]  # fmt: skip
 
 
@@ -215,13 +215,13 @@ def batch_norm_forward(
             and on_nonfinite == "propagate"):  # fmt: skip
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-            layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, None, mask,
-            lengths, length_axis
+            layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, None,
+            counted_of(mask, lengths, length_axis)
         )  # fmt: skip
     return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
         layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
-        on_nonfinite, Counted(mask, lengths, length_axis)
+        on_nonfinite, counted_of(mask, lengths, length_axis)
     )  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def _forward_otherwise(
     if not binding.check_flag(training, "training"):
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, False, *options,
-            WITH_STATISTICS, None, None, MOVED, None, *counted
+            WITH_STATISTICS, None, None, MOVED, None, counted
         )  # fmt: skip
     plain = moves and unbiased and on_nonfinite == "propagate"
     mode = MOVED if plain else HELD if moves else UNMOVED
@@ -266,7 +266,7 @@ def _forward_otherwise(
     ) -> Any:
         result = binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, True, *options,
-            WITH_STATISTICS, None, None, mode, None, *counted
+            WITH_STATISTICS, None, None, mode, None, counted
         )  # fmt: skip
         if not plain:
             y, mean, invstd, count, m2 = result
@@ -279,7 +279,7 @@ def _forward_otherwise(
         return normalise(x, residual, out, counted)
     y = binding.batch_forward(
         x, weight, bias, kept[0], kept[1], residual, out, True, *options, ONLY_Y, None, None,
-        CHECKED, None, *counted
+        CHECKED, None, counted
     )  # fmt: skip
     with ghost.unmoved_on_error(*kept):
         return ghost.forward(x, residual, y, layout, size, normalise, counted)
@@ -362,11 +362,11 @@ def batch_norm_backward(
     if size is not None and binding.check_flag(training, "training"):
         return ghost.backward(
             dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope,
-            size, Counted(mask, lengths, length_axis)
+            size, counted_of(mask, lengths, length_axis)
         )  # fmt: skip
     return binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, None, MOVED, None, mask, lengths, length_axis
+        negative_slope, INPUT, None, MOVED, None, counted_of(mask, lengths, length_axis)
     )  # fmt: skip
 
 
@@ -430,4 +430,4 @@ def batch_stats(
     >>> stats.count, stats.mean
     (array([1., 2.]), array([  7., 255.]))
     """
-    return statistics(x, layout, Counted(mask, lengths, length_axis), nan_policy, nodata)
+    return statistics(x, layout, counted_of(mask, lengths, length_axis), nan_policy, nodata)

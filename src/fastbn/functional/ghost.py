@@ -130,7 +130,7 @@ def backward(
     options = (True, layout, activation, negative_slope, INPUT)
     one = np.zeros(channels)
     dx, dweight, dbias, *rest = binding.batch_backward(
-        dy, x, one, one, weight, bias, residual, out, *options, None, CHECKED, None, *counted
+        dy, x, one, one, weight, bias, residual, out, *options, None, CHECKED, None, counted
     )
     counts = counted_slices(x, layout, slices, counted)
     sums = np.zeros((2, channels))
@@ -138,7 +138,7 @@ def backward(
         residuals = (None, None) if residual is None else (residual[part], rest[0][part])
         _, *gradients = binding.batch_backward(
             dy[part], x[part], mean[i], invstd[i], weight, bias, residuals[0], dx[part],
-            *options, residuals[1], MOVED, None, *counts[i]
+            *options, residuals[1], MOVED, None, counts[i]
         )  # fmt: skip
         with np.errstate(all="ignore"):
             sums += gradients[:2]

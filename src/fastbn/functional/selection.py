@@ -132,7 +132,7 @@ def select(
 
 def statistics_of_floats(x: Array, layout: str | None, counted: Counted = ALL) -> BatchStats:
     """Return the statistics of what counts in x."""
-    count, mean, m2, low, high = binding.batch_statistics(x, layout, *counted)
+    count, mean, m2, low, high = binding.batch_statistics(x, layout, counted)
     return BatchStats(count, mean, m2, min=low, max=high)
 
 

@@ -203,7 +203,7 @@ class BatchNorm(PopulationLayer):
         y = binding.batch_forward(
             x, weight, bias, mean, var, residual, out, False, 0.0, self.eps, self.layout,
             self.activation, self.negative_slope, ONLY_Y, self.num_features, prepared, MOVED,
-            None, *counted
+            None, counted
         )  # fmt: skip
         self._prepared = prepared
         return y
@@ -216,7 +216,7 @@ class BatchNorm(PopulationLayer):
             y, mean, invstd = binding.batch_forward(
                 x, self.weight, self.bias, self.running_mean, self.running_var, residual, out,
                 False, 0.0, self.eps, self.layout, self.activation, self.negative_slope,
-                WITH_STATISTICS, self.num_features, None, MOVED, None, *counted
+                WITH_STATISTICS, self.num_features, None, MOVED, None, counted
             )  # fmt: skip
             return y, Normalised(mean, invstd, False, None, counted)
         y, mean, invstd = self._normalise_batch(x, residual, out, moves, counted)
@@ -233,7 +233,7 @@ class BatchNorm(PopulationLayer):
         y = binding.batch_forward(
             x, self.weight, self.bias, mean, var, residual, out, True, 0.0, self.eps, self.layout,
             self.activation, self.negative_slope, ONLY_Y, self.num_features, None, CHECKED, None,
-            *counted
+            counted
         )  # fmt: skip
 
         def normalise(x: Any, residual: Any, out: Any, counted: Counted) -> tuple:

@@ -69,7 +69,7 @@ class PopulationLayer(TrackingLayer):
             x, self.weight, self.bias, self.running_mean, self.running_var, residual, out, True,
             self._average_momentum() if self.momentum is None else self.momentum, self.eps,
             self.layout, self.activation, self.negative_slope, WITH_STATISTICS,
-            self.num_features, None, mode, None, *counted
+            self.num_features, None, mode, None, counted
         )  # fmt: skip
         if mode == MOVED:
             self._count(x, counted)

@@ -162,9 +162,9 @@ class BatchRenorm(BatchNorm):
         y = binding.batch_forward(
             x, self.weight, self.bias, self.running_mean, self.running_var, residual, out, True,
             0.0, self.eps, self.layout, self.activation, self.negative_slope, ONLY_Y,
-            self.num_features, None, CHECKED, None, *counted
+            self.num_features, None, CHECKED, None, counted
         )  # fmt: skip
-        count, mean, m2, *_ = binding.batch_statistics(x, self.layout, *counted)
+        count, mean, m2, *_ = binding.batch_statistics(x, self.layout, counted)
         if count < 2:  # no variance: for the engine to answer
             return super()._train(x, residual, out, moves, counted)
         with np.errstate(all="ignore"):
@@ -174,7 +174,7 @@ class BatchRenorm(BatchNorm):
         weight, bias = self._affine(r, d)
         binding.batch_forward(
             x, weight, bias, mean, var, residual, y, False, 0.0, self.eps, self.layout,
-            self.activation, self.negative_slope, ONLY_Y, None, None, MOVED, None, *counted
+            self.activation, self.negative_slope, ONLY_Y, None, None, MOVED, None, counted
         )  # fmt: skip
         self._follow(batch, moves)
         return y, Renormalised(mean, batch.invstd, r, d, counted)
@@ -186,7 +186,7 @@ class BatchRenorm(BatchNorm):
         weight, bias = self._affine(r, d)
         dx, of_scale, of_shift, *rest = binding.batch_backward(
             dy, x, mean, invstd, weight, bias, residual, out, True, self.layout, self.activation,
-            self.negative_slope, INPUT, None, MOVED, None, *counted
+            self.negative_slope, INPUT, None, MOVED, None, counted
         )  # fmt: skip
         with np.errstate(all="ignore"):
             dweight = of_scale * r + of_shift * d

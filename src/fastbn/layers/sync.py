@@ -126,7 +126,7 @@ class SyncBatchNorm(TrackingLayer):
         return binding.batch_forward(
             x, self.weight, self.bias, mean, var, residual, out, of_batch, momentum, self.eps,
             self.layout, self.activation, self.negative_slope, only_y, self.num_features, None,
-            MOVED, exchange, *counted
+            MOVED, exchange, counted
         )  # fmt: skip
 
     def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:
