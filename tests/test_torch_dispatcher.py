@@ -2,6 +2,7 @@
 """fastbn's kernels in PyTorch's dispatcher: batch norm beside PyTorch's own."""
 
 import copy
+import signal
 import subprocess
 import sys
 import threading
@@ -204,6 +205,33 @@ for thread in threads: thread.join()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no timers that send signals")
+def test_what_a_handler_of_a_signal_raises_arrives():
+    class Stop(Exception):
+        pass
+
+    def stop(*arguments):
+        raise Stop
+
+    with fastbn.torch.enabled():
+        pass
+    x, w = torch.randn(500, 500, requires_grad=True), torch.randn(500, 500) / 25
+    y = functional.batch_norm(x, None, None, training=True)
+    for _ in range(50):
+        y = y @ w
+    y = y.sum()
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        # The time goes to the products; the norm's backward follows without Python between.
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Stop):
+            while True:
+                y.backward(retain_graph=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_nothing_by_import_and_no_warning():

@@ -115,10 +115,27 @@ def look_up(addresses, constants, deleter, throwers, allocators):
     set_allocator(<void*><uintptr_t>allocate, <void*><uintptr_t>throw_, <void*><uintptr_t>check)
 
 
-def keep(int kind, str text):
-    """Keep what PyTorch's own kernel raised in this thread, for `pass_on`."""
-    encoded = text.encode()
-    keep_failure(kind, encoded, len(encoded))
+cdef class OwnKernel:
+    """PyTorch's own kernel, as an operator in Python; what it raises is kept for `pass_on`.
+
+    Compiled, since handlers of signals run in Python's own functions: what one raised there
+    would end in C. So it waits for the caller's.
+    """
+    cdef object kernel
+    cdef tuple kinds, blank
+
+    def __init__(self, kernel, tuple kinds, tuple blank):
+        # Errors of the first kind are the rest; `blank` is returned beside an error.
+        self.kernel, self.kinds, self.blank = kernel, kinds, blank
+
+    def __call__(self, keyset, *arguments):
+        try:
+            return self.kernel.call_boxed(keyset, *arguments)
+        except Exception as error:
+            words = str(error).encode()
+            kind = self.kinds.index(type(error)) if type(error) in self.kinds else 0
+            keep_failure(kind, words, len(words))
+            return self.blank
 
 
 # ---- tensors ---------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def enable() -> None:
     Raises
     ------
     RuntimeError
-        If this version of PyTorch lacks a function that the kernels need.
+        If this version of PyTorch lacks a function that the kernels need, or declares none
+        of the operators as they know them.
 
     Examples
     --------
@@ -176,6 +177,7 @@ def _prepare() -> None:
     global _names
     _look_up()
     own = torch.library.Library("fastbn_pytorch", "FRAGMENT")
+    kinds = tuple(kind for kind, _, _ in _ERRORS)
     names = []
     for name, schema in _SCHEMAS.items():
         operator, _, overload = name.partition(".")
@@ -186,25 +188,18 @@ def _prepare() -> None:
         kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
         alias = name.replace(".", "_")
         own.define(f"{alias}{schema}")
-        own.impl(alias, _own_kernel(kernel, _dispatcher.TABLE[name]), "CPU", with_keyset=True)
+        blank = (torch.empty(0),) * _dispatcher.TABLE[name]
+        own.impl(alias, _dispatcher.OwnKernel(kernel, kinds, blank), "CPU", with_keyset=True)
         names.append(name)
+    if not names:
+        raise RuntimeError(
+            f"fastbn.torch.enable: PyTorch {torch.__version__} declares each of "
+            f"{', '.join(_SCHEMAS)} otherwise than fastbn knows it"
+        )
     _swallow_warning(names[0])
     _dispatcher.register(names)
     _names = tuple(names)
     _kept.append(own)
-
-
-def _own_kernel(kernel: Any, outputs: int) -> Any:
-    def call(keyset: Any, *arguments: Any) -> Any:
-        try:
-            return kernel.call_boxed(keyset, *arguments)
-        except Exception as error:
-            kinds: list[type[Exception]] = [kind for kind, _, _ in _ERRORS]
-            kind = kinds.index(type(error)) if type(error) in kinds else 0
-            _dispatcher.keep(kind, str(error))
-            return tuple(torch.empty(0) for _ in range(outputs))
-
-    return call
 
 
 def _swallow_warning(name: str) -> None:
