@@ -69,7 +69,7 @@ cdef inline void block_extremes(const Job* job, const Block* block, Py_ssize_t c
 
 
 cdef void fill_with_counted(const Job* job, const Block* block, Py_ssize_t channel,
-                            Py_ssize_t channels, Columns* fill) noexcept nogil:
+                            Py_ssize_t channels, real* fill) noexcept nogil:
     # An element that counts in the place of those that do not: it changes no extreme.
     cdef Py_ssize_t c, j, width = columns_per_channel(job), at = block.mask.probes[0]
     cdef elem* one
@@ -77,11 +77,11 @@ cdef void fill_with_counted(const Job* job, const Block* block, Py_ssize_t chann
         one = element(job, &job.buffers.x, channel + c, block.run + at // block.length,
                       block.offset + at % block.length)
         for j in range(width):
-            fill.pivot[c * width + j] = as_real(as_double(one[0]))
+            fill[c * width + j] = as_real(as_double(one[0]))
 
 
 cdef void counted_run_extremes(const Job* job, const Block* block, Py_ssize_t channel,
-                               Py_ssize_t channels, const Columns* fill,
+                               Py_ssize_t channels, const real* fill,
                                Extremes* e) noexcept nogil:
     # Of what counts in long runs.
     cdef ChunkCopy copy
@@ -91,12 +91,12 @@ cdef void counted_run_extremes(const Job* job, const Block* block, Py_ssize_t ch
     cdef const Mask* mask = &job.buffers.mask
     for run in range(block.run, block.run + block.runs):
         for c in range(channels):
-            for i in range(ceil_div(block.length, IN_L1)):
-                at = block.offset + i * IN_L1
+            for i in range(ceil_div(block.length, RUN_COPIED)):
+                at = block.offset + i * RUN_COPIED
                 chunk = Run(element(job, &job.buffers.x, channel + c, run, at), NULL,
-                            no_features(), minimum(IN_L1, block.length - i * IN_L1),
+                            no_features(), minimum(RUN_COPIED, block.length - i * RUN_COPIED),
                             c * RUN_COLUMNS, mask.bytes + run * mask.period, mask.period, at)
-                copy_chunk(&chunk, fill, MOMENTS, &copy)
+                copy_chunk(&chunk, fill[c * RUN_COLUMNS], MOMENTS, &copy)
                 m = copied_matrix(copy.x, RUN_COLUMNS, RUN_COLUMNS)
                 m.rows = chunk.length // RUN_COLUMNS
                 for part in range(2):
@@ -105,7 +105,7 @@ cdef void counted_run_extremes(const Job* job, const Block* block, Py_ssize_t ch
 
 
 cdef void counted_row_extremes(const Job* job, const Block* block, Py_ssize_t channel,
-                               Py_ssize_t channels, Py_ssize_t first, const Columns* fill,
+                               Py_ssize_t channels, Py_ssize_t first, const real* fill,
                                Extremes* e) noexcept nogil:
     # Of what counts in rows and short runs.
     cdef RowsCopy copy
@@ -118,7 +118,7 @@ cdef void counted_row_extremes(const Job* job, const Block* block, Py_ssize_t ch
                                        &copy)
         else:
             m.rows = copy_masked_runs(job, block, channel, channels, step, most, MOMENTS, &run,
-                                      fill.pivot + first, &copy)
+                                      fill + first, &copy)
         if m.rows == 0:
             return
         matrix_extremes(&m, first, e)
@@ -127,17 +127,17 @@ cdef void counted_row_extremes(const Job* job, const Block* block, Py_ssize_t ch
 cdef void counted_extremes(const Job* job, const Block* block, Py_ssize_t channel,
                            Py_ssize_t channels, Extremes* e) noexcept nogil:
     # Of a block of which a part counts.
-    cdef Columns fill
+    cdef real fill[COLUMNS + PADDING]
     cdef Py_ssize_t i, first, together = neighbours(job, &job.buffers.x, channels)
-    fill_with_counted(job, block, channel, channels, &fill)
+    fill_with_counted(job, block, channel, channels, fill)
     if job.plan.long_runs:
-        counted_run_extremes(job, block, channel, channels, &fill, e)
+        counted_run_extremes(job, block, channel, channels, fill, e)
         return
     if job.problem.view.inner == 1:     # rows are copied, from wherever channels are
         together = channels
     for i in range(channels // together):
         first = i * together * job.problem.view.inner
-        counted_row_extremes(job, block, channel + i * together, together, first, &fill, e)
+        counted_row_extremes(job, block, channel + i * together, together, first, fill, e)
 
 
 cdef inline void segment_extremes(const Job* job, Py_ssize_t tile, Py_ssize_t segment,

@@ -8,13 +8,16 @@
 
 cdef enum:
     IN_L1 = 1024            # elements of a run; a whole number of row groups
-    ROWS_COPIED = 4096      # elements of rows, at most
+    # Elements of copies, at most. A thread may have a stack of 128 KB, of which sums of float64
+    # need most.
+    ROWS_COPIED = 32768 / (sizeof(real) * sizeof(real))
+    RUN_COPIED = 512        # a whole number of row groups
     AHEAD = 16              # rows from one that is copied to one that is fetched
 
 cdef struct ChunkCopy:
     # Of a part of a run.
-    elem x[IN_L1 + PADDING]
-    elem dy[IN_L1 + PADDING]
+    elem x[RUN_COPIED + PADDING]
+    elem dy[RUN_COPIED + PADDING]
 
 cdef struct RowsCopy:
     elem x[ROWS_COPIED + PADDING]
@@ -40,7 +43,7 @@ cdef void select_elements(const elem* given, const signed char* mask, Py_ssize_t
     # the copy has been summed.
     cdef Py_ssize_t i = 0
     while i + WIDTH <= n:
-        prefetch(given + i, IN_L1)
+        prefetch(given + i, RUN_COPIED)
         store(to + i, select_bits(mask_bits(mask + i), load(given + i),
                                   load(fill + (<size_t>i & fill_bits))))
         i += WIDTH
@@ -49,10 +52,9 @@ cdef void select_elements(const elem* given, const signed char* mask, Py_ssize_t
                                   load(fill + (<size_t>i & fill_bits))))
 
 
-cdef void copy_chunk(Run* chunk, const Columns* columns, int terms,
-                     ChunkCopy* copy) noexcept nogil:
-    # At most IN_L1 elements of a run, where the mask is set.
-    cdef signed char repeated[IN_L1 + PADDING]
+cdef void copy_chunk(Run* chunk, real pivot, int terms, ChunkCopy* copy) noexcept nogil:
+    # At most RUN_COPIED elements of a run, where the mask is set.
+    cdef signed char repeated[RUN_COPIED + PADDING]
     cdef elem fill[PADDING]
     cdef elem zeros[PADDING]
     cdef Py_ssize_t at = chunk.at % chunk.period
@@ -61,7 +63,7 @@ cdef void copy_chunk(Run* chunk, const Columns* columns, int terms,
         repeat_mask(chunk.mask, chunk.period, at, chunk.length, repeated)
         mask = repeated
     store(zeros, set1(0))
-    store(fill, set1(columns.pivot[chunk.first] if terms == MOMENTS else 0))
+    store(fill, set1(pivot if terms == MOMENTS else 0))
     select_elements(chunk.x, mask, chunk.length, fill, WIDTH - 1, copy.x)
     if terms != MOMENTS:
         select_elements(chunk.dy, mask, chunk.length, zeros, WIDTH - 1, copy.dy)

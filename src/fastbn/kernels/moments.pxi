@@ -8,7 +8,6 @@ cdef enum:
 
 
 cdef struct BlockMoments:
-    elem probes[PROBES][COLUMNS + PADDING]
     double s[COLUMNS]
     double q[COLUMNS]
     double origin[COLUMNS]
@@ -29,6 +28,7 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
                                Py_ssize_t channels, BlockMoments* m) noexcept nogil:
     # An element of the block, never a rounded mean: a constant channel then has
     # differences of exactly 0. The median, since one probe can be an outlier.
+    cdef elem scratch[PROBES][COLUMNS + PADDING]
     cdef const elem* probes[PROBES]
     cdef lanes value[PROBES]
     cdef Py_ssize_t i, k, c, n, at, run
@@ -40,7 +40,7 @@ cdef inline void choose_pivots(const Job* job, const Block* block, Py_ssize_t ch
               else k * (block.runs * block.length - 1) // (PROBES - 1))
         run = at // block.length if block.runs > 1 else 0
         probes[k] = one_of_each(job, channel, channels, block.run + run,
-                                block.offset + at - run * block.length, m.probes[k])
+                                block.offset + at - run * block.length, scratch[k])
     for i in range(ceil_div(channels, WIDTH)):
         c = i * WIDTH
         n = channels - c

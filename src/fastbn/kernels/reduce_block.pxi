@@ -76,16 +76,16 @@ cdef inline void reduce_adjacent_pixels(const Job* job, elem* x, elem* dy, Py_ss
         m = remainder_of(&m, runs * job.problem.view.channels)
 
 
-cdef inline void reduce_counted_pixels(const Job* job, const Block* block, Columns* columns,
-                                       const ReduceTuning* given, int terms) noexcept nogil:
-    # As many of those that count as make a whole number of row groups, side by side.
+cdef void reduce_counted_pixels(const Job* job, const Block* block, Columns* columns,
+                                const ReduceTuning* given, int terms) noexcept nogil:
+    # Some of those that count at a time, side by side.
     cdef RowsCopy copy
     cdef ReduceTuning tuning = given[0]
     cdef Py_ssize_t run = block.run, runs, channels = job.problem.view.channels
     tuning.ahead, tuning.rowwise = 0, False
     while True:
-        runs = copy_counted_runs(job, block, 0, channels, channels, ROWS * PIXELS, terms, &run,
-                                 &copy)
+        runs = copy_counted_runs(job, block, 0, channels, channels,
+                                 ROWS_COPIED // channels // PIXELS * PIXELS, terms, &run, &copy)
         if runs == 0:
             return
         reduce_adjacent_pixels(job, copy.x, copy.dy, runs, columns, &tuning, terms)
@@ -127,6 +127,7 @@ cdef inline void reduce_runs(const Job* job, const Block* block, Py_ssize_t chan
     cdef ReduceTuning tuning = reduce_tuning(job, RUN_COLUMNS, terms)
     cdef Py_ssize_t run, c, length = block.length, period = job.buffers.mask.period
     cdef const signed char* mask = NULL
+    cdef Run one
     for run in range(block.run, block.run + block.runs):
         if block.mask != NULL:
             length, mask = extent_of_run(job, block, run), NULL
@@ -135,10 +136,13 @@ cdef inline void reduce_runs(const Job* job, const Block* block, Py_ssize_t chan
             if length == 0 and run != block.run:
                 continue
         for c in range(channels):
-            reduce_run(Run(element(job, &job.buffers.x, channel + c, run, block.offset),
-                           element(job, other, channel + c, run, block.offset),
-                           features, length, c * RUN_COLUMNS, mask, period, block.offset),
-                       columns, &tuning, terms, run == block.run)
+            one = Run(element(job, &job.buffers.x, channel + c, run, block.offset),
+                      element(job, other, channel + c, run, block.offset),
+                      features, length, c * RUN_COLUMNS, mask, period, block.offset)
+            if mask != NULL:
+                reduce_masked_run(one, columns, &tuning, terms, run == block.run)
+            else:
+                reduce_run(one, columns, &tuning, terms, run == block.run)
 
 
 cdef void reduce_counted_rows(const Job* job, const Block* block, Py_ssize_t channel,
@@ -149,8 +153,10 @@ cdef void reduce_counted_rows(const Job* job, const Block* block, Py_ssize_t cha
     cdef ReduceTuning tuning = given[0]
     cdef Py_ssize_t run = block.run, runs, length = channels * block.length
     cdef Py_ssize_t step = ceil_div(length, PADDING) * PADDING
-    cdef Py_ssize_t at_once = ROWS_COPIED // step // ROWS * ROWS
+    cdef Py_ssize_t at_once = ROWS_COPIED // step
     cdef Inputs m
+    if at_once > ROWS:
+        at_once -= at_once % ROWS
     tuning.ahead, tuning.rowwise = 0, False
     m.first = first
     m.x = m.dy = copied_matrix(copy.x, length, step)

@@ -112,7 +112,7 @@ cdef void reduce_counted_f64(const Job* job, const Block* block, Py_ssize_t chan
             copy.x[n] = element(job, &job.buffers.x, channel, run, i)[0]
             copy.dy[n] = element(job, other, channel, run, i)[0]
             n += 1
-            if n == IN_L1:
+            if n == RUN_COPIED:
                 reduce_copy_f64(&copy, n, wide, columns, terms)
                 n = 0
     reduce_copy_f64(&copy, n, wide, columns, terms)

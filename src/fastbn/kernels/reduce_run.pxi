@@ -30,24 +30,51 @@ cdef inline void reduce_chunk(const Run* chunk, Columns* columns, ptrdiff_t ahea
         store_sums(&sums, chunk.first + j, columns)
 
 
+cdef inline void reduce_chunk_of_run(const Run* run, const Run* chunk, Columns* columns,
+                                     const ReduceTuning* tuning, ptrdiff_t ahead, int terms,
+                                     bint fresh) noexcept nogil:
+    if terms != MOMENTS and run.features.weight != NULL:
+        reduce_chunk(chunk, columns, ahead, ROWS, terms | WEIGHTED, fresh)
+    elif tuning.group_rows == SMALL_GROUP:
+        reduce_chunk(chunk, columns, 0, SMALL_GROUP, terms, fresh)
+    else:
+        reduce_chunk(chunk, columns, ahead, ROWS, terms, fresh)
+
+
+cdef inline Run rest_of_run(const Run* run, Py_ssize_t n) noexcept nogil:
+    return Run(run.x + n, run.dy + n, later_features(run.features, n), run.length - n, run.first,
+               run.mask, run.period, run.at + n)
+
+
 cdef inline void reduce_run(Run run, Columns* columns, const ReduceTuning* tuning, int terms,
                             bint fresh) noexcept nogil:
     cdef Run chunk
-    cdef ChunkCopy copy
-    cdef ptrdiff_t ahead = tuning.ahead if run.mask == NULL else 0
     while True:
         chunk = run
         chunk.length = minimum(IN_L1, run.length)
-        if run.mask != NULL:
-            copy_chunk(&chunk, columns, terms, &copy)
-        if terms != MOMENTS and run.features.weight != NULL:
-            reduce_chunk(&chunk, columns, ahead, ROWS, terms | WEIGHTED, fresh)
-        elif tuning.group_rows == SMALL_GROUP:
-            reduce_chunk(&chunk, columns, 0, SMALL_GROUP, terms, fresh)
-        else:
-            reduce_chunk(&chunk, columns, ahead, ROWS, terms, fresh)
+        reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead, terms, fresh)
         if chunk.length == run.length:
             return
-        run = Run(run.x + IN_L1, run.dy + IN_L1, later_features(run.features, IN_L1),
-                  run.length - IN_L1, run.first, run.mask, run.period, run.at + IN_L1)
+        run = rest_of_run(&run, IN_L1)
+        fresh = False
+
+
+cdef void reduce_masked_run(Run run, Columns* columns, const ReduceTuning* tuning, int terms,
+                            bint fresh) noexcept nogil:
+    # A function of its own, for the sake of the stack.
+    cdef Run chunk
+    cdef ChunkCopy copy
+    while True:
+        chunk = run
+        chunk.length = minimum(RUN_COPIED, run.length)
+        copy_chunk(&chunk, columns.pivot[run.first], terms, &copy)
+        if terms == MOMENTS:
+            reduce_chunk_of_run(&run, &chunk, columns, tuning, 0, MOMENTS, fresh)
+        elif terms & ACTIVATED:
+            reduce_chunk_of_run(&run, &chunk, columns, tuning, 0, GRADIENTS | ACTIVATED, fresh)
+        else:
+            reduce_chunk_of_run(&run, &chunk, columns, tuning, 0, GRADIENTS, fresh)
+        if chunk.length == run.length:
+            return
+        run = rest_of_run(&run, RUN_COPIED)
         fresh = False

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Kernels for operators of PyTorch: batch norm, forward and backward, on the CPU.
+"""Kernels for operators of PyTorch: norms, forward and backward, on the CPU.
 
 They are registered through PyTorch's stable C interface, whose functions `look_up` finds in
 the process: the build needs nothing of PyTorch. A kernel gets a stack of 64-bit values, owns
 them, and leaves its results in their place. What fastbn does not take, PyTorch's own kernel
 gets: operators of the namespace `fastbn_pytorch`, which dispatch.py defines, call it.
+
+    here                tensors and vectors of PyTorch, saved statistics, a call; the table
+    batch_norm.pxi      the operators of batch norm
+    instances.pxi       those of layer and group norm, whose instances have statistics
 
 May: compute without the GIL, on as many threads as PyTorch has. May not: raise an error of
 its own; what PyTorch's own kernel raised is thrown again, in kind and words.
@@ -41,6 +45,8 @@ cdef extern from "_throw.h" nogil:
 
 cdef enum:
     PARALLEL_FROM = 512 << 10   # bytes of work, as in _threads.pyx
+    MOST_AXES = 16
+    MOST_OUTPUTS = 4
 
 # Stands behind float64 statistics that follow rounded ones.
 cdef uint64_t MARK = 0x6661737462
@@ -65,6 +71,7 @@ cdef struct Functions:
     int (*is_defined)(Tensor, unsigned char*) noexcept nogil
     int (*delete)(Tensor) noexcept nogil
     int (*list_item)(void*, size_t, Value*) noexcept nogil
+    int (*list_size)(void*, size_t*) noexcept nogil
     int (*delete_list)(void*) noexcept nogil
     int (*call)(const char*, const char*, Value*, uint64_t) noexcept nogil
     int (*threads)(uint32_t*) noexcept nogil
@@ -80,7 +87,7 @@ NAMES = (
     "torch_get_mutable_data_ptr", "aoti_torch_empty_strided", "aoti_torch__reinterpret_tensor",
     "aoti_torch_copy_", "aoti_torch_new_uninitialized_tensor", "aoti_torch_is_defined",
     "aoti_torch_delete_tensor_object",
-    "torch_list_get_item", "torch_delete_list", "torch_call_dispatcher",
+    "torch_list_get_item", "torch_list_size", "torch_delete_list", "torch_call_dispatcher",
     "torch_get_num_threads", "aoti_torch_library_init_impl", "torch_library_impl",
     "aoti_torch_delete_library_object")
 
@@ -238,19 +245,54 @@ cdef struct Vector:
     void* data
 
 
-cdef bint take_vector(Tensor t, const Description* x, Vector* v) noexcept nogil:
+cdef struct Shape:
+    int64_t ndim
+    const int64_t* sizes
+
+
+cdef inline Shape of_channels(const Description* x) noexcept nogil:
+    return Shape(1, x.sizes + 1)
+
+
+cdef bint has_shape(const Description* d, Shape shape) noexcept nogil:
+    cdef int axis
+    if d.ndim != shape.ndim:
+        return False
+    for axis in range(<int>shape.ndim):
+        if d.sizes[axis] != shape.sizes[axis]:
+            return False
+    return True
+
+
+cdef int64_t count_in(Shape shape) noexcept nogil:
+    cdef int64_t count = 1
+    cdef int axis
+    for axis in range(<int>shape.ndim):
+        count *= shape.sizes[axis]
+    return count
+
+
+cdef bint is_gapless(const Description* d) noexcept nogil:
+    cdef int64_t[MOST_AXES] strides
+    strides_of(d, False, strides)
+    return is_in_order(d, strides)
+
+
+cdef bint take_vector(Tensor t, const Description* x, Shape shape, Vector* v) noexcept nogil:
     cdef Description d
+    cdef int64_t[MOST_AXES] strides
     memset(v, 0, sizeof(Vector))
     if t == NULL:
         return True
-    if not describe(t, &d) or d.ndim != 1 or d.sizes[0] != x.sizes[1]:
+    if not describe(t, &d) or not has_shape(&d, shape):
         return False
     if d.dtype != x.dtype and (d.dtype != FASTBN_FLOAT32 or x.dtype == FASTBN_FLOAT64):
         return False
     v.given, v.dtype, v.data = t, d.dtype, d.data
-    if d.dtype == vector_dtype(x) and (d.strides[0] == 1 or d.sizes[0] == 1):
+    if d.dtype == vector_dtype(x) and is_gapless(&d):
         return True
-    v.copy = new_vector(vector_dtype(x), x.sizes[1])
+    strides_of(&d, False, strides)
+    v.copy = new_tensor(vector_dtype(x), shape.ndim, shape.sizes, strides)
     return (v.copy != NULL and torch.copy(v.copy, t, 0) == 0
             and torch.data(v.copy, &v.data) == 0)
 
@@ -278,20 +320,24 @@ cdef int64_t exact_from(int64_t n, int dtype) noexcept nogil:
     return (n * size_of(dtype) + 7) // 8 * 8
 
 
-cdef Tensor new_statistics(int64_t n, int dtype, double** exact) noexcept nogil:
-    cdef int64_t step = 1
-    cdef int64_t bytes = exact_from(n, dtype) + 8 * (n + 1)
+cdef Tensor new_statistics(Shape shape, int dtype, double** exact) noexcept nogil:
+    cdef int64_t[MOST_AXES] strides
+    cdef Description like
+    cdef int64_t n = count_in(shape), bytes = exact_from(n, dtype) + 8 * (n + 1)
     cdef Tensor whole, part = NULL
     cdef void* data = NULL
+    like.ndim, like.sizes = shape.ndim, <int64_t*>shape.sizes
+    strides_of(&like, False, strides)
     if dtype == FASTBN_FLOAT64:
-        whole = new_vector(dtype, n)
+        whole = new_tensor(dtype, shape.ndim, shape.sizes, strides)
         if whole != NULL and torch.data(whole, &data) == 0:
             exact[0] = <double*>data
         return whole
     whole = new_vector(dtype, bytes // size_of(dtype))
     if whole == NULL:
         return NULL
-    if torch.data(whole, &data) or torch.view(whole, 1, &n, &step, 0, &part):
+    if torch.data(whole, &data) or torch.view(whole, shape.ndim, shape.sizes, strides, 0,
+                                                   &part):
         part = NULL
     torch.delete(whole)
     exact[0] = <double*>(<char*>data + exact_from(n, dtype))
@@ -337,11 +383,11 @@ cdef bint round_statistics(Tensor t, int64_t n, int dtype, const double* exact) 
 
 cdef const double* exact_statistics(Tensor t, const Description* d) noexcept nogil:
     # Those behind the elements; NULL: the tensor is a copy, or another's.
-    cdef int64_t n = d.sizes[0], bytes = 0, offset = 0
+    cdef int64_t n = count_in(Shape(d.ndim, d.sizes)), bytes = 0, offset = 0
     cdef const double* exact
     if torch.get_storage_size(t, &bytes) or torch.get_storage_offset(t, &offset):
         return NULL
-    if offset != 0 or d.strides[0] != 1 or bytes != exact_from(n, d.dtype) + 8 * (n + 1):
+    if offset != 0 or not is_gapless(d) or bytes != exact_from(n, d.dtype) + 8 * (n + 1):
         return NULL
     exact = <const double*>(<char*>d.data + exact_from(n, d.dtype))
     return exact if memcmp(exact + n, &MARK, 8) == 0 else NULL
@@ -349,7 +395,7 @@ cdef const double* exact_statistics(Tensor t, const Description* d) noexcept nog
 
 cdef bint rounds_to(const double* exact, const Description* d) noexcept nogil:
     # Are the elements still those that were rounded? Somebody may have written to them.
-    cdef int64_t n = d.sizes[0]
+    cdef int64_t n = count_in(Shape(d.ndim, d.sizes))
     cdef Tensor again = new_vector(d.dtype, n)
     cdef void* data = NULL
     cdef bint same = False
@@ -360,20 +406,23 @@ cdef bint rounds_to(const double* exact, const Description* d) noexcept nogil:
     return same
 
 
-cdef bint read_statistics(Tensor t, int64_t n, double* to) noexcept nogil:
+cdef bint read_statistics(Tensor t, Shape shape, double* to) noexcept nogil:
     # The numbers in float64, where they are still those that were rounded.
+    cdef int64_t[MOST_AXES] strides
+    cdef int64_t n = count_in(shape)
     cdef Description d
     cdef const double* exact
     cdef Tensor wide
     cdef void* data = NULL
     cdef bint read
-    if not describe(t, &d) or d.ndim != 1 or d.sizes[0] != n:
+    if not describe(t, &d) or not has_shape(&d, shape):
         return False
     exact = NULL if d.dtype == FASTBN_FLOAT64 else exact_statistics(t, &d)
     if exact != NULL and rounds_to(exact, &d):
         memcpy(to, exact, n * sizeof(double))
         return True
-    wide = new_vector(FASTBN_FLOAT64, n)
+    strides_of(&d, False, strides)
+    wide = new_tensor(FASTBN_FLOAT64, d.ndim, d.sizes, strides)
     read = wide != NULL and torch.copy(wide, t, 0) == 0 and torch.data(wide, &data) == 0
     if read:
         memcpy(to, data, n * sizeof(double))
@@ -383,10 +432,10 @@ cdef bint read_statistics(Tensor t, int64_t n, double* to) noexcept nogil:
 
 # ---- calls ---------------------------------------------------------------------------------
 
-cdef void begin_call(fastbn_call* c, const Description* x) noexcept nogil:
+cdef void begin_call(fastbn_call* c, int norm, const Description* x) noexcept nogil:
     memset(c, 0, sizeof(fastbn_call))
     c.struct_size = sizeof(fastbn_call)
-    c.norm, c.dtype, c.vector_dtype = FASTBN_BATCH_NORM, x.dtype, vector_dtype(x)
+    c.norm, c.dtype, c.vector_dtype = norm, x.dtype, vector_dtype(x)
     c.ndim, c.shape, c.channel_axis = <int32_t>x.ndim, <const Py_ssize_t*>x.sizes, 1
     c.x.data, c.x.strides = x.data, <const Py_ssize_t*>x.strides
 
@@ -409,109 +458,27 @@ cdef bint run(fastbn_call* c) noexcept nogil:
     return code == FASTBN_OK
 
 
+cdef bint has_values(const Description* x) noexcept nogil:
+    return x.ndim <= MOST_AXES and count_in(Shape(x.ndim, x.sizes)) > 0
+
+
 cdef bint is_taken(const Description* x, int64_t* strides) noexcept nogil:
-    cdef int axis
-    if not 2 <= x.ndim <= 16:
-        return False
-    for axis in range(<int>x.ndim):
-        if x.sizes[axis] == 0:
-            return False
-    return output_strides(x, strides)
+    return 2 <= x.ndim and has_values(x) and output_strides(x, strides)
 
 
 # Where the arguments of an operator stand on the stack.
+ctypedef bint (*Compute)(const Places*, Value*, Tensor*) noexcept nogil
+
 cdef struct Places:
     const char* name
     const char* own         # the operator that calls PyTorch's own kernel
-    int running             # -1: none
-    bint running_optional
+    Compute compute         # False: fastbn does not take these arguments
+    const char* kinds       # of each: a tensor, an optional one, a list, a number
+    int outputs
+    int running             # of batch norm; -1: none
     int training            # -1: always
     int momentum
     int eps
-    int outputs
-
-
-cdef struct Forward:
-    Description x
-    int64_t[16] strides
-    Vector weight, bias, running_mean, running_var
-    bint training
-    int saved               # dtype of saved statistics
-    Tensor y, mean, invstd
-
-
-cdef bint take_forward(Value* stack, const Places* p, Forward* f) noexcept nogil:
-    cdef Tensor mean = NULL, var = NULL
-    memset(f, 0, sizeof(Forward))
-    if not describe(<Tensor>stack[0], &f.x) or not is_taken(&f.x, f.strides):
-        return False
-    f.training = p.training < 0 or (stack[p.training] & 0xff) != 0
-    if p.running >= 0 and p.running_optional:
-        mean, var = optional(stack[p.running]), optional(stack[p.running + 1])
-    elif p.running >= 0:
-        mean, var = <Tensor>stack[p.running], <Tensor>stack[p.running + 1]
-    if (mean == NULL) != (var == NULL) or (mean == NULL and not f.training):
-        return False
-    if not (take_vector(optional(stack[1]), &f.x, &f.weight)
-            and take_vector(optional(stack[2]), &f.x, &f.bias)
-            and take_vector(mean, &f.x, &f.running_mean)
-            and take_vector(var, &f.x, &f.running_var)
-            and agree(&f.weight, &f.bias) and agree(&f.weight, &f.running_mean)
-            and agree(&f.bias, &f.running_mean)
-            and agree(&f.running_mean, &f.running_var)):
-        return False
-    f.saved = saved_dtype(f)
-    return True
-
-
-cdef bint agree(const Vector* a, const Vector* b) noexcept nogil:
-    # PyTorch refuses vectors of different types, in its own words.
-    return a.given == NULL or b.given == NULL or a.dtype == b.dtype
-
-
-cdef int saved_dtype(const Forward* f) noexcept nogil:
-    # That of the vectors, if there are any: float32 beside half precision.
-    if f.weight.given != NULL:
-        return f.weight.dtype
-    if f.bias.given != NULL:
-        return f.bias.dtype
-    if f.running_mean.given != NULL:
-        return f.running_mean.dtype
-    return f.x.dtype
-
-
-cdef bint compute_forward(Value* stack, const Places* p, Forward* f) noexcept nogil:
-    cdef fastbn_call c
-    cdef int64_t n = f.x.sizes[1]
-    begin_call(&c, &f.x)
-    c.operation = FASTBN_FORWARD if f.training else FASTBN_INFERENCE
-    c.momentum, c.eps = real(stack[p.momentum]), real(stack[p.eps])
-    c.weight, c.bias = f.weight.data, f.bias.data
-    c.running_mean, c.running_var = f.running_mean.data, f.running_var.data
-    f.y = new_tensor(f.x.dtype, f.x.ndim, f.x.sizes, f.strides)
-    if f.training:
-        f.mean = new_statistics(n, f.saved, &c.mean)
-        f.invstd = new_statistics(n, f.saved, &c.invstd)
-    else:
-        f.mean, f.invstd = new_vector(f.saved, 0), new_vector(f.saved, 0)
-    if f.y == NULL or f.mean == NULL or f.invstd == NULL or torch.data(f.y, &c.out.data):
-        return False
-    c.out.strides = <const Py_ssize_t*>f.strides
-    if not run(&c):
-        return False
-    if f.training:
-        round_statistics(f.mean, n, f.saved, c.mean)
-        round_statistics(f.invstd, n, f.saved, c.invstd)
-        write_back(&f.running_mean)
-        write_back(&f.running_var)
-    return True
-
-
-cdef void drop_forward(Forward* f) noexcept nogil:
-    drop_vector(&f.weight)
-    drop_vector(&f.bias)
-    drop_vector(&f.running_mean)
-    drop_vector(&f.running_var)
 
 
 cdef void drop(Tensor t) noexcept nogil:
@@ -528,6 +495,27 @@ cdef void drop_optional(Value v) noexcept nogil:
             free(<void*>v)
 
 
+cdef Tensor undefined() noexcept nogil:
+    cdef Tensor t = NULL
+    torch.undefined(&t)
+    return t
+
+
+cdef inline Tensor tensor_at(const Places* p, Value* stack, int place) noexcept nogil:
+    return optional(stack[place]) if p.kinds[place] == b"o" else <Tensor>stack[place]
+
+
+cdef void drop_arguments(const Places* p, Value* stack) noexcept nogil:
+    cdef int i
+    for i in range(<int>strlen(p.kinds)):
+        if p.kinds[i] == b"t":
+            torch.delete(<Tensor>stack[i])
+        elif p.kinds[i] == b"o":
+            drop_optional(stack[i])
+        elif p.kinds[i] == b"l":
+            torch.delete_list(<void*>stack[i])
+
+
 cdef void pass_on(const Places* p, Value* stack) noexcept nogil:
     # To PyTorch's own kernel; what it raised is thrown, and no result is left.
     cdef int i, code = torch.call(p.own, b"", stack, abi)
@@ -540,48 +528,21 @@ cdef void pass_on(const Places* p, Value* stack) noexcept nogil:
         throw_failure()
 
 
-cdef void forward(const Places* p, Value* stack) noexcept nogil:
-    cdef Forward f
-    if not on:
+cdef void answer(const Places* p, Value* stack) noexcept nogil:
+    cdef Tensor[MOST_OUTPUTS] results
+    cdef int i
+    memset(results, 0, sizeof(results))
+    if not (on and p.compute(p, stack, results)):
+        for i in range(p.outputs):
+            drop(results[i])
         pass_on(p, stack)
         return
-    if not (take_forward(stack, p, &f) and compute_forward(stack, p, &f)):
-        drop_forward(&f)
-        drop(f.y)
-        drop(f.mean)
-        drop(f.invstd)
-        pass_on(p, stack)
-        return
-    drop_forward(&f)
-    torch.delete(<Tensor>stack[0])
-    drop_optional(stack[1])
-    drop_optional(stack[2])
-    if p.running >= 0 and p.running_optional:
-        drop_optional(stack[p.running])
-        drop_optional(stack[p.running + 1])
-    elif p.running >= 0:
-        torch.delete(<Tensor>stack[p.running])
-        torch.delete(<Tensor>stack[p.running + 1])
-    stack[0], stack[1], stack[2] = <Value>f.y, <Value>f.mean, <Value>f.invstd
-    if p.outputs == 4:
-        stack[3] = <Value>new_vector(5, 0)
+    drop_arguments(p, stack)
+    for i in range(p.outputs):
+        stack[i] = <Value>(results[i] if results[i] != NULL else undefined())
 
 
-# ---- backward --------------------------------------------------------------------------------
-
-cdef struct Backward:
-    Description x, dy
-    int64_t[16] strides
-    Vector weight, mean, var    # the last two: running statistics, in evaluation
-    Vector dweight, dbias
-    bint[3] wanted
-    Tensor ordered              # a copy of dy in the order of dx
-    Tensor dx
-    double* statistics
-    Tensor[3] results
-
-
-cdef bint take_mask(Value list_, bint* wanted) noexcept nogil:
+cdef bint take_output_mask(Value list_, bint* wanted) noexcept nogil:
     cdef Value item
     cdef int i
     for i in range(3):
@@ -591,173 +552,140 @@ cdef bint take_mask(Value list_, bint* wanted) noexcept nogil:
     return True
 
 
-cdef bint take_dy(Backward* b) noexcept nogil:
-    cdef int axis
-    if b.dy.dtype != b.x.dtype or b.dy.ndim != b.x.ndim:
-        return False
-    for axis in range(<int>b.x.ndim):
-        if b.dy.sizes[axis] != b.x.sizes[axis]:
-            return False
-    if is_in_order(&b.dy, b.strides):
+cdef bint ordered(Description* d, const int64_t* strides, Tensor* copy) noexcept nogil:
+    # In that order, if need be as a copy.
+    if is_in_order(d, strides):
         return True
-    b.ordered = new_tensor(b.x.dtype, b.x.ndim, b.x.sizes, b.strides)
-    return (b.ordered != NULL and torch.copy(b.ordered, b.dy.tensor, 0) == 0
-            and describe(b.ordered, &b.dy))
+    copy[0] = new_tensor(d.dtype, d.ndim, d.sizes, strides)
+    return (copy[0] != NULL and torch.copy(copy[0], d.tensor, 0) == 0
+            and describe(copy[0], d))
 
 
-cdef bint take_statistics(Value* stack, const Places* p, Backward* b, bint train,
-                          double eps) noexcept nogil:
-    cdef int64_t i, n = b.x.sizes[1]
-    b.statistics = <double*>malloc(2 * n * sizeof(double))
-    if b.statistics == NULL:
-        return False
-    if train:
-        return (read_statistics(optional(stack[5]), n, b.statistics)
-                and read_statistics(optional(stack[6]), n, b.statistics + n))
-    if not (read_statistics(optional(stack[3]), n, b.statistics)
-            and read_statistics(optional(stack[4]), n, b.statistics + n)):
-        return False
-    for i in range(n):
-        b.statistics[n + i] = 1.0 / sqrt(b.statistics[n + i] + eps)
-    return True
+cdef bint same_shape(const Description* a, const Description* b) noexcept nogil:
+    return a.dtype == b.dtype and has_shape(a, Shape(b.ndim, b.sizes))
 
 
-cdef bint new_gradient(Backward* b, bint wanted, Vector* v, Tensor* result) noexcept nogil:
-    # Of the type of the weight.
+cdef bint agree(const Vector* a, const Vector* b) noexcept nogil:
+    # PyTorch refuses vectors of different types, in its own words.
+    return a.given == NULL or b.given == NULL or a.dtype == b.dtype
+
+
+cdef bint new_gradient(const Description* x, const Vector* like, Shape shape, Vector* v,
+                       Tensor* result) noexcept nogil:
+    # Of the type of a parameter.
+    cdef int64_t[MOST_AXES] strides
     cdef Description d
-    if not wanted:
-        return True
-    if not describe(b.weight.given, &d):
+    if not describe(like.given, &d):
         return False
-    result[0] = new_vector(d.dtype, b.x.sizes[1])
-    return result[0] != NULL and take_vector(result[0], &b.x, v)
+    strides_of(&d, False, strides)
+    result[0] = new_tensor(d.dtype, shape.ndim, shape.sizes, strides)
+    return result[0] != NULL and take_vector(result[0], x, shape, v)
 
 
-cdef bint compute_backward(Value* stack, const Places* p, Backward* b) noexcept nogil:
-    cdef fastbn_call c
-    cdef bint train = (stack[7] & 0xff) != 0
-    memset(b, 0, sizeof(Backward))
-    if not (describe(<Tensor>stack[0], &b.dy) and describe(<Tensor>stack[1], &b.x)
-            and is_taken(&b.x, b.strides) and take_mask(stack[9], b.wanted) and take_dy(b)):
+cdef int parameter_dtype(const Description* x, const Vector* weight,
+                         const Vector* bias) noexcept nogil:
+    # Saved statistics have it: float32 beside half precision.
+    if weight.given != NULL:
+        return weight.dtype
+    return bias.dtype if bias.given != NULL else x.dtype
+
+
+cdef bint run_backward(fastbn_call* c, const Description* x, const Description* dy,
+                       const int64_t* strides, Tensor* results) noexcept nogil:
+    # dx is written in any case, and dropped by who does not want it.
+    c.dy.data, c.dy.strides = dy.data, <const Py_ssize_t*>dy.strides
+    results[0] = new_tensor(x.dtype, x.ndim, x.sizes, strides)
+    if results[0] == NULL or torch.data(results[0], &c.out.data):
         return False
-    if not (take_vector(weight_of(stack, p), &b.x, &b.weight)
-            and take_statistics(stack, p, b, train, real(stack[8]))
-            and new_gradient(b, b.wanted[1], &b.dweight, &b.results[1])
-            and new_gradient(b, b.wanted[2], &b.dbias, &b.results[2])):
-        return False
-    begin_call(&c, &b.x)
-    c.operation = FASTBN_BACKWARD if train else FASTBN_BACKWARD_INFERENCE
-    c.eps = real(stack[8])
-    c.dy.data, c.dy.strides = b.dy.data, <const Py_ssize_t*>b.dy.strides
-    c.weight, c.dweight, c.dbias = b.weight.data, b.dweight.data, b.dbias.data
-    c.mean, c.invstd = b.statistics, b.statistics + b.x.sizes[1]
-    b.dx = new_tensor(b.x.dtype, b.x.ndim, b.x.sizes, b.strides)
-    if b.dx == NULL or torch.data(b.dx, &c.out.data):
-        return False
-    c.out.strides = <const Py_ssize_t*>b.strides
-    if not run(&c):
-        return False
-    write_back(&b.dweight)
-    write_back(&b.dbias)
-    return True
+    c.out.strides = <const Py_ssize_t*>strides
+    return run(c)
 
 
-cdef inline Tensor weight_of(Value* stack, const Places* p) noexcept nogil:
-    return optional(stack[2]) if p.running_optional else <Tensor>stack[2]
-
-
-cdef void drop_backward(Backward* b) noexcept nogil:
-    drop_vector(&b.weight)
-    drop_vector(&b.dweight)
-    drop_vector(&b.dbias)
-    drop(b.ordered)
-    free(b.statistics)
-
-
-cdef void backward(const Places* p, Value* stack) noexcept nogil:
-    cdef Backward b
-    cdef int i
-    cdef bint done
-    if not on:
-        pass_on(p, stack)
-        return
-    done = compute_backward(stack, p, &b)
-    drop_backward(&b)
-    if done and not b.wanted[0]:
-        drop(b.dx)
-        b.dx = NULL
-    if not done:
-        drop(b.dx)
-        drop(b.results[1])
-        drop(b.results[2])
-        pass_on(p, stack)
-        return
-    torch.delete(<Tensor>stack[0])
-    torch.delete(<Tensor>stack[1])
-    if p.running_optional:
-        drop_optional(stack[2])
-    else:
-        torch.delete(<Tensor>stack[2])
-    for i in range(3, 7):
-        drop_optional(stack[i])
-    torch.delete_list(<void*>stack[9])
-    if not p.running_optional:
-        torch.delete(<Tensor>stack[10])
-    b.results[0] = b.dx
-    for i in range(3):
-        stack[i] = <Value>(b.results[i] if b.results[i] != NULL else undefined())
-
-
-cdef Tensor undefined() noexcept nogil:
-    cdef Tensor t = NULL
-    torch.undefined(&t)
-    return t
+include "batch_norm.pxi"
+include "instances.pxi"
 
 
 # ---- the table of operators ----------------------------------------------------------------
 
 cdef enum:
-    OPERATORS = 6
+    OPERATORS = 10
 
 cdef Places[OPERATORS] places
-places[0] = Places(b"native_batch_norm", b"fastbn_pytorch::native_batch_norm", 3, True, 5, 6, 7, 3)
-places[1] = Places(b"_native_batch_norm_legit", b"fastbn_pytorch::_native_batch_norm_legit",
-                   3, False, 5, 6, 7, 3)
-places[2] = Places(b"_native_batch_norm_legit.no_stats",
-                   b"fastbn_pytorch::_native_batch_norm_legit_no_stats", -1, False, 3, 4, 5, 3)
-places[3] = Places(b"_batch_norm_with_update", b"fastbn_pytorch::_batch_norm_with_update",
-                   3, False, -1, 5, 6, 4)
-places[4] = Places(b"native_batch_norm_backward", b"fastbn_pytorch::native_batch_norm_backward",
-                   3, True, 7, 0, 8, 3)
-places[5] = Places(b"batch_norm_backward", b"fastbn_pytorch::batch_norm_backward",
-                   3, False, 7, 0, 8, 3)
+places[0] = Places(
+    b"native_batch_norm", b"fastbn_pytorch::native_batch_norm",
+    forward_batch, b"toooonnn", 3, 3, 5, 6, 7)
+places[1] = Places(
+    b"_native_batch_norm_legit", b"fastbn_pytorch::_native_batch_norm_legit",
+    forward_batch, b"toottnnn", 3, 3, 5, 6, 7)
+places[2] = Places(
+    b"_native_batch_norm_legit.no_stats", b"fastbn_pytorch::_native_batch_norm_legit_no_stats",
+    forward_batch, b"toonnn", 3, -1, 3, 4, 5)
+places[3] = Places(
+    b"_batch_norm_with_update", b"fastbn_pytorch::_batch_norm_with_update",
+    forward_batch, b"toottnn", 4, 3, -1, 5, 6)
+places[4] = Places(
+    b"native_batch_norm_backward", b"fastbn_pytorch::native_batch_norm_backward",
+    backward_batch, b"ttooooonnl", 3, 3, 7, 0, 8)
+places[5] = Places(
+    b"batch_norm_backward", b"fastbn_pytorch::batch_norm_backward",
+    backward_batch, b"tttoooonnlt", 3, 3, 7, 0, 8)
+places[6] = Places(
+    b"native_layer_norm", b"fastbn_pytorch::native_layer_norm",
+    forward_layer, b"tloon", 3, -1, 0, 0, 4)
+places[7] = Places(
+    b"native_layer_norm_backward", b"fastbn_pytorch::native_layer_norm_backward",
+    backward_layer, b"ttlttool", 3, -1, 0, 0, 0)
+places[8] = Places(
+    b"native_group_norm", b"fastbn_pytorch::native_group_norm",
+    forward_group, b"toonnnnn", 3, -1, 0, 0, 7)
+places[9] = Places(
+    b"native_group_norm_backward", b"fastbn_pytorch::native_group_norm_backward",
+    backward_group, b"ttttonnnnl", 3, -1, 0, 0, 0)
 
 
 cdef void kernel_0(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
-    forward(&places[0], stack)
+    answer(&places[0], stack)
 
 
 cdef void kernel_1(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
-    forward(&places[1], stack)
+    answer(&places[1], stack)
 
 
 cdef void kernel_2(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
-    forward(&places[2], stack)
+    answer(&places[2], stack)
 
 
 cdef void kernel_3(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
-    forward(&places[3], stack)
+    answer(&places[3], stack)
 
 
 cdef void kernel_4(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
-    backward(&places[4], stack)
+    answer(&places[4], stack)
 
 
 cdef void kernel_5(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
-    backward(&places[5], stack)
+    answer(&places[5], stack)
 
 
-cdef Kernel[OPERATORS] kernels = [kernel_0, kernel_1, kernel_2, kernel_3, kernel_4, kernel_5]
+cdef void kernel_6(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    answer(&places[6], stack)
+
+
+cdef void kernel_7(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    answer(&places[7], stack)
+
+
+cdef void kernel_8(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    answer(&places[8], stack)
+
+
+cdef void kernel_9(Value* stack, uint64_t given, uint64_t returned) noexcept nogil:
+    answer(&places[9], stack)
+
+
+cdef Kernel[OPERATORS] kernels = [
+    kernel_0, kernel_1, kernel_2, kernel_3, kernel_4, kernel_5, kernel_6, kernel_7, kernel_8,
+    kernel_9]
 
 #: Operators by name, with the number of tensors that each returns.
 TABLE = {places[i].name.decode(): places[i].outputs for i in range(OPERATORS)}

@@ -21,6 +21,7 @@ from fastbn.torch import _dispatcher
 
 _TENSORS = "Tensor input, Tensor? weight, Tensor? bias, "
 _KEPT = "Tensor(a!) running_mean, Tensor(b!) running_var, "
+_SIZES = "SymInt N, SymInt C, SymInt HxW, int group"
 _THREE = "(Tensor, Tensor, Tensor)"
 _BACKWARD = (
     "Tensor? running_mean, Tensor? running_var, Tensor? save_mean, "
@@ -41,6 +42,14 @@ _SCHEMAS = {
     f"{_BACKWARD.format('save_invstd', 'train')}) -> {_THREE}",
     "batch_norm_backward": "(Tensor grad_out, Tensor input, Tensor weight, "
     f"{_BACKWARD.format('save_var', 'update')}, Tensor reserve) -> {_THREE}",
+    "native_layer_norm": "(Tensor input, SymInt[] normalized_shape, Tensor? weight, "
+    f"Tensor? bias, float eps) -> {_THREE}",
+    "native_layer_norm_backward": "(Tensor grad_out, Tensor input, SymInt[] normalized_shape, "
+    "Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    f"bool[3] output_mask) -> {_THREE}",
+    "native_group_norm": f"({_TENSORS}{_SIZES}, float eps) -> {_THREE}",
+    "native_group_norm_backward": "(Tensor grad_out, Tensor input, Tensor mean, Tensor rstd, "
+    f"Tensor? weight, {_SIZES}, bool[3] output_mask) -> {_THREE}",
 }
 
 #: Errors of PyTorch's kernels, and the C++ classes that become them; the first is the rest.
