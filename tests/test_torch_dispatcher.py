@@ -209,11 +209,11 @@ for thread in threads: thread.join()
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no timers that send signals")
 def test_what_a_handler_of_a_signal_raises_arrives():
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(*arguments):
-        raise Stop
+        raise StopError
 
     with fastbn.torch.enabled():
         pass
@@ -222,13 +222,17 @@ def test_what_a_handler_of_a_signal_raises_arrives():
     for _ in range(50):
         y = y @ w
     y = y.sum()
+
+    def backward_forever():
+        while True:
+            y.backward(retain_graph=True)
+
     before = signal.signal(signal.SIGALRM, stop)
     try:
         # The time goes to the products; the norm's backward follows without Python between.
         signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(Stop):
-            while True:
-                y.backward(retain_graph=True)
+        with pytest.raises(StopError):
+            backward_forever()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -161,8 +161,11 @@ def test_not_contiguous_inputs():
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True),
-                                    (True, False, True)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "wanted",
+    [(True, False, False), (False, True, False), (False, False, True), (True, False, True)],
+    ids=str,
+)
 def test_gradients_that_are_wanted(norm, wanted):
     tensors, dy = given(norm, (3, 8, 5, 6), None)
     for tensor, flag in zip(tensors, wanted, strict=True):

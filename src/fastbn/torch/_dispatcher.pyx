@@ -336,8 +336,8 @@ cdef Tensor new_statistics(Shape shape, int dtype, double** exact) noexcept nogi
     whole = new_vector(dtype, bytes // size_of(dtype))
     if whole == NULL:
         return NULL
-    if torch.data(whole, &data) or torch.view(whole, shape.ndim, shape.sizes, strides, 0,
-                                                   &part):
+    if torch.data(whole, &data) or (
+            torch.view(whole, shape.ndim, shape.sizes, strides, 0, &part)):
         part = NULL
     torch.delete(whole)
     exact[0] = <double*>(<char*>data + exact_from(n, dtype))
