@@ -50,5 +50,5 @@ def faults(site):
 
 if __name__ == "__main__":
     found = sorted(set(faults(Path(sys.argv[1]))))
-    print("\n".join(found) if found else "all links lead somewhere, nothing is loaded from elsewhere")
+    print("\n".join(found) if found else "all links lead somewhere; nothing comes from elsewhere")
     sys.exit(bool(found))

@@ -19,5 +19,6 @@ def printed(program):
 if __name__ == "__main__":
     for program in sorted(HERE.glob("plot_*.py")):
         output = HERE.parent.parent / "docs" / "recorded" / f"{program.stem}.txt"
+        output.parent.mkdir(exist_ok=True)
         output.write_text(printed(program))
         print(output.name)

@@ -39,7 +39,8 @@ print("behind: largest difference below 1e-12:", bool(difference < 1e-12))
 # By hand.
 
 scale, shift = fastbn.scale_shift(*state)
-print("by hand: largest difference below 1e-12:", bool(np.abs(h * scale + shift - bn(h)).max() < 1e-12))
+difference = np.abs(h * scale + shift - bn(h)).max()
+print("by hand: largest difference below 1e-12:", bool(difference < 1e-12))
 
 # %%
 # It prints:

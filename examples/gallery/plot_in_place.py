@@ -28,8 +28,9 @@ print("largest difference of dx below 1e-5:", bool(np.abs(dx - expected).max() <
 # %%
 # The function below the layer needs ``y`` and ``invstd`` alone.
 
-z, _, invstd = fastbn.batch_norm_forward(rng.normal(size=(100, 4)), np.ones(4), np.zeros(4))
-dz, dweight, dbias = fastbn.batch_norm_backward_inplace(np.ones_like(z), z, invstd, np.ones(4), np.zeros(4))
+weight, bias = np.ones(4), np.zeros(4)
+z, _, invstd = fastbn.batch_norm_forward(rng.normal(size=(100, 4)), weight, bias)
+dz, dweight, dbias = fastbn.batch_norm_backward_inplace(np.ones_like(z), z, invstd, weight, bias)
 print("dbias:", dbias)
 
 # %%
