@@ -48,7 +48,7 @@ for layer in (
 ):  # fmt: skip
     y = layer(x)
     dx = layer.backward(dy)
-    print(layer, "weight_grad:", layer.weight_grad.shape)
+    print(layer, "has a weight:", layer.weight_grad is not None)
 
 # %%
 # It prints:
