@@ -20,6 +20,7 @@ class Page(HTMLParser):
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
+        """Note what a tag refers to, and what may be referred to."""
         found = dict(attributes)
         self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
         target = found.get("href") or found.get("src")

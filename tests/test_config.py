@@ -95,6 +95,7 @@ def test_public_names():
 
 # Order, defaults and keywords: those of PyTorch's functions and modules, where it has them.
 FUSED = "activation=None, negative_slope=0.01, residual=None, "
+CHANNELS = f"mask=None, lengths=None, length_axis=None, {FUSED}"
 LAYER = "activation=None, negative_slope=0.01, "
 SIGNATURES = {
     "layer_norm": f"x, normalized_shape, weight=None, bias=None, eps=1e-05, *, {FUSED}out=None",
@@ -104,21 +105,21 @@ SIGNATURES = {
     "rms_norm": f"x, normalized_shape, weight=None, eps=None, *, {FUSED}out=None",
     "rms_norm_backward": f"dy, x, invrms, normalized_shape, weight=None, *, {FUSED}out=None",
     "group_norm": (
-        f"x, num_groups, weight=None, bias=None, eps=1e-05, *, layout=None, {FUSED}out=None"
+        f"x, num_groups, weight=None, bias=None, eps=1e-05, *, layout=None, {CHANNELS}out=None"
     ),
     "group_norm_backward": (
-        f"dy, x, mean, invstd, num_groups, weight=None, *, bias=None, layout=None, {FUSED}out=None"
+        f"dy, x, mean, invstd, num_groups, weight=None, *, bias=None, layout=None, {CHANNELS}out=None"
     ),
     "instance_norm": (
         f"x, running_mean=None, running_var=None, weight=None, bias=None, "
-        f"use_input_stats=True, momentum=0.1, eps=1e-05, *, layout=None, {FUSED}out=None"
+        f"use_input_stats=True, momentum=0.1, eps=1e-05, *, layout=None, {CHANNELS}out=None"
     ),
     "instance_norm_forward": (
         f"x, weight=None, bias=None, *, running_mean=None, running_var=None, "
-        f"use_input_stats=True, momentum=0.1, eps=1e-05, layout=None, {FUSED}out=None"
+        f"use_input_stats=True, momentum=0.1, eps=1e-05, layout=None, {CHANNELS}out=None"
     ),
     "instance_norm_backward": (
-        f"dy, x, mean, invstd, weight=None, *, bias=None, layout=None, {FUSED}out=None"
+        f"dy, x, mean, invstd, weight=None, *, bias=None, layout=None, {CHANNELS}out=None"
     ),
     "LayerNorm": (
         f"normalized_shape, eps=1e-05, elementwise_affine=True, bias=True, *, {LAYER}dtype"

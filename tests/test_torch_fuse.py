@@ -2,6 +2,7 @@
 """fastbn.torch.fuse: what it takes, what it leaves and says why, and that nothing else changes."""
 
 import copy
+import gc
 import pickle
 import random
 import warnings
@@ -573,3 +574,28 @@ def test_what_is_added_may_be_another_chain():
     assert "AddBackward0" not in nodes(models[0](X))
     models[1](X)
     assert_same(*models)
+
+
+def test_the_collectors_callbacks_are_nobodys_forward():
+    class Collecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return torch.relu(self.norm(x))
+
+    def callback(phase, info):
+        global collected
+        collected = phase
+
+    before, callbacks = gc.get_threshold(), list(gc.callbacks)
+    gc.callbacks.append(callback)
+    gc.set_threshold(1, 1, 1)
+    try:
+        model = fastbn.torch.fuse(Collecting())
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks[:] = callbacks
+    assert "forward" in vars(model)
+    assert gc.isenabled()

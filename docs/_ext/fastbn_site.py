@@ -73,6 +73,7 @@ class Performance(SphinxDirective):
     required_arguments = 1
 
     def run(self):
+        """Return the nodes of the table."""
         norm = self.arguments[0]
         found, page = _measured(norm)
         from benchmarks import plots, report

@@ -30,5 +30,7 @@ ACTIVATIONS: dict[str | None, int] = {
 OnNonfinite: TypeAlias = Literal["propagate"] | Literal["skip"] | Literal["raise"]
 #: Of x, of the parameters, and, if there is one, of the residual.
 Gradients: TypeAlias = tuple[np.ndarray[Any, np.dtype[Floating]], *tuple[Vector, ...]]
+#: What counts: (mask, lengths, length_axis).
+Counting: TypeAlias = tuple[np.ndarray[Any, Any] | None, Any, str | None]
 #: What is known of a part of a batch -> the same of all of it: values of a channel, vectors (2, C).
 Exchange: TypeAlias = Callable[[float, Float64], tuple[float, Float64]]

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-from typing import Any, SupportsIndex, TypeAlias, final
+from typing import Any, SupportsIndex, final
 
 from numpy.typing import NDArray
 
-from fastbn._types import Activation, Exchange, Float64, Kept, Shape, Vector
-
-# (mask, lengths, length_axis)
-Mask: TypeAlias = tuple[NDArray[Any] | None, Any, str | None] | None
+from fastbn._types import Activation, Counting, Exchange, Float64, Kept, Shape, Vector
 
 # Whoever calls the operations has the types of their results.
 
@@ -67,7 +64,7 @@ def convert_image(
     max_value: float, dtype: object, out: NDArray | None, inverse: bool, /
 ) -> Any: ...
 def batch_statistics(
-    x: NDArray, layout: str | None, counted: Mask = None, /
+    x: NDArray, layout: str | None, counted: Counting | None = None, /
 ) -> tuple[int, Float64, Float64, NDArray, NDArray]: ...
 def batch_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, running_mean: Kept | None,
@@ -75,39 +72,39 @@ def batch_forward(
     momentum: float, eps: float, layout: str | None, activation: str | None,
     negative_slope: float, only_y: bool, num_features: int | None = None,
     prepared: Prepared | None = None, mode: int = 0, exchange: Exchange | None = None,
-    counted: Mask = None, /
+    counted: Counting | None = None, /
 ) -> Any: ...
 def batch_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, training: bool,
     layout: str | None, activation: str | None, negative_slope: float, inverted: bool,
     dresidual: NDArray | None = None, mode: int = 0, exchange: Exchange | None = None,
-    counted: Mask = None, /
+    counted: Counting | None = None, /
 ) -> Any: ...
 def group_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,
     out: NDArray | None, num_groups: SupportsIndex, eps: float, layout: str | None,
     activation: str | None, negative_slope: float, only_y: bool,
-    counted: Mask = None, /
+    counted: Counting | None = None, /
 ) -> Any: ...
 def group_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, num_groups: SupportsIndex,
     layout: str | None, activation: str | None, negative_slope: float,
-    counted: Mask = None, /
+    counted: Counting | None = None, /
 ) -> Any: ...
 def instance_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, running_mean: Kept | None,
     running_var: Kept | None, residual: NDArray | None, out: NDArray | None,
     use_input_stats: bool, momentum: float, eps: float, layout: str | None,
     activation: str | None, negative_slope: float, only_y: bool,
-    counted: Mask = None, /
+    counted: Counting | None = None, /
 ) -> Any: ...
 def instance_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, layout: str | None,
     activation: str | None, negative_slope: float,
-    counted: Mask = None, /
+    counted: Counting | None = None, /
 ) -> Any: ...
 def layer_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,

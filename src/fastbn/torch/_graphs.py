@@ -19,6 +19,7 @@ May not: change anything. What tracing has changed is put back.
 from __future__ import annotations
 
 import dis
+import gc
 import inspect
 import operator
 import os
@@ -193,12 +194,15 @@ def _watched(module: nn.Module) -> Iterator[None]:
         if event == "call" and not _is_library(frame.f_code):
             _check(frame, module)
 
-    before = sys.getprofile()
+    before, collects = sys.getprofile(), gc.isenabled()
+    gc.disable()  # what the collector calls, callbacks and finalizers, would be looked at, too
     sys.setprofile(look)
     try:
         yield
     finally:
         sys.setprofile(before)
+        if collects:
+            gc.enable()
 
 
 def _is_library(code: CodeType) -> bool:
