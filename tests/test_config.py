@@ -108,7 +108,8 @@ SIGNATURES = {
         f"x, num_groups, weight=None, bias=None, eps=1e-05, *, layout=None, {CHANNELS}out=None"
     ),
     "group_norm_backward": (
-        f"dy, x, mean, invstd, num_groups, weight=None, *, bias=None, layout=None, {CHANNELS}out=None"
+        f"dy, x, mean, invstd, num_groups, weight=None, *, bias=None, layout=None, "
+        f"{CHANNELS}out=None"
     ),
     "instance_norm": (
         f"x, running_mean=None, running_var=None, weight=None, bias=None, "
