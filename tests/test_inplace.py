@@ -437,3 +437,14 @@ def test_weights_that_are_small_beside_the_bias_cost_digits():
         exact.check(dx, dweight, exact.gradients[2])
         errors.append(abs(dweight[0] - exact.gradients[1][0]))
     assert errors[1] > errors[0]
+
+
+def test_gradients_of_half_parameters_are_rounded_once():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    # By way of float32 this becomes a tie, and goes to 1.
+    total = 1.0 + 2.0**-8 + 2.0**-26
+    dy = np.array([[total], [0.0], [0.0], [0.0]])
+    weight, x = np.ones(1, bfloat16), np.arange(4.0).reshape(4, 1)
+    y, _, invstd = fastbn.batch_norm_forward(x, weight, weight)
+    dbias = fastbn.batch_norm_backward_inplace(dy, y, invstd, weight, weight)[2]
+    assert float(dbias[0]) == 1.0 + 2.0**-7

@@ -609,8 +609,8 @@ def test_ghost_batches_are_calls_of_their_own(by, size):
         assert y[part].tobytes() == wanted.tobytes()
         assert mean[i].tobytes() == saved[0].tobytes()
         gradients = fastbn.batch_norm_backward(
-            dy[part], x[part], *saved, weight, bias=bias, residual=residual[part], **options,
-            **of(part)
+            dy[part], x[part], *saved, weight, bias=bias, residual=residual[part],
+            **options, **of(part)
         )  # fmt: skip
         assert dx[part].tobytes() == gradients[0].tobytes()
         assert dresidual[part].tobytes() == gradients[3].tobytes()

@@ -318,3 +318,12 @@ def test_repr_names_the_class(make, case):
     name = type(layer).__name__
     assert repr(layer).startswith(f"{name}(")
     assert repr(layer.eval()).endswith("training=False)")
+
+
+@pytest.mark.parametrize("make", [
+    lambda layout: fastbn.GroupNorm(2, 4, layout=layout),
+    lambda layout: fastbn.InstanceNorm(4, layout=layout),
+], ids=["group", "instance"])  # fmt: skip
+def test_a_layout_without_instances_is_refused_at_once(make):
+    with pytest.raises(ValueError, match="layout: expected an 'N'"):
+        make("HWC")

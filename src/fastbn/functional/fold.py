@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastbn._numpy import binding
+from fastbn.functional.rounding import rounded
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -131,19 +132,6 @@ def _along(vector: Float64, grouped: NDArray, axis: int) -> Float64:
     return vector.reshape(shape)
 
 
-def _rounded(wide: Float64, dtype: np.dtype) -> NDArray:
-    if dtype.name != "bfloat16":
-        return wide.astype(dtype)
-    # ml_dtypes rounds to float32 first. With that rounded to odd, the second rounding is the
-    # only one: it finds a tie only where `wide` is one.
-    odd = wide.astype(np.float32)
-    error = wide - odd
-    towards = np.where(error > 0, np.float32(np.inf), np.float32(-np.inf))
-    even = odd.view(np.uint32) % 2 == 0
-    np.copyto(odd, np.nextafter(odd, towards), where=even & (np.abs(error) > 0))
-    return odd.astype(dtype)
-
-
 def fold_batch_norm(
     kernel: NDArray[Floating],
     kernel_bias: Vector | None,
@@ -225,7 +213,7 @@ def fold_batch_norm(
     with np.errstate(all="ignore"):
         new_bias = (old_bias - mean) * scale + _wide(bias, "bias", channels, 0.0)
         grouped *= _along(scale, grouped, 1)
-        return _rounded(folded, kernel.dtype), _rounded(new_bias, kernel.dtype)
+        return rounded(folded, kernel.dtype), rounded(new_bias, kernel.dtype)
 
 
 def _groups_of_outputs(kernel: NDArray, layout: str, channels: int) -> int:
@@ -342,7 +330,7 @@ def fold_batch_norm_into_next(
         terms = np.multiply(grouped, _along(shift, grouped, 2), order="C")
         new_bias += terms.sum(tuple(range(2, terms.ndim))).reshape(-1)
         grouped *= _along(scale, grouped, 2)
-        return _rounded(folded, kernel.dtype), _rounded(new_bias, kernel.dtype)
+        return rounded(folded, kernel.dtype), rounded(new_bias, kernel.dtype)
 
 
 def _check_groups(kernel: NDArray, layout: str, groups: int) -> None:

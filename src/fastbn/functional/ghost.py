@@ -15,6 +15,7 @@ import numpy as np
 
 from fastbn._numpy import CHECKED, INPUT, MOVED, binding
 from fastbn.functional.counted import ALL, Counted
+from fastbn.functional.rounding import rounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,4 +144,4 @@ def backward(
         with np.errstate(all="ignore"):
             sums += gradients[:2]
     with np.errstate(all="ignore"):
-        return (dx, sums[0].astype(dweight.dtype), sums[1].astype(dbias.dtype), *rest)
+        return (dx, rounded(sums[0], dweight.dtype), rounded(sums[1], dbias.dtype), *rest)

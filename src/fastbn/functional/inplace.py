@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastbn._numpy import OUTPUT, binding
+from fastbn.functional.rounding import rounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,4 +152,4 @@ def batch_norm_backward_inplace(
     )  # fmt: skip
     with np.errstate(all="ignore"):
         dweight, dbias = gradients[0] * np.sign(signed), gradients[1]
-        return dx, dweight.astype(dtype), dbias.astype(dtype)
+        return dx, rounded(dweight, dtype), rounded(dbias, dtype)

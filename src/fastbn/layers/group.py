@@ -97,6 +97,7 @@ class GroupNorm(ChannelLayer):
             )
         self.eps = binding.check_eps(eps)
         binding.check_layout(layout)
+        binding.axis_of_instances(layout)
         self.layout = layout
         self.affine = binding.check_flag(affine, "affine")
         super().__init__(
@@ -197,6 +198,7 @@ class InstanceNorm(TrackingLayer):
             num_features, eps, momentum, affine, track_running_stats, layout=layout,
             activation=activation, negative_slope=negative_slope, dtype=dtype
         )  # fmt: skip
+        binding.axis_of_instances(layout)
         # No None: it is the average over batches in BatchNorm, and 0 in PyTorch's InstanceNorm.
         self.momentum: float = binding.check_momentum(momentum)
 
