@@ -15,6 +15,9 @@ from arrays import batch
 import fastbn
 from fastbn import dialects
 
+# Keras, on PyTorch, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 STEPS, RATE = 100, 0.05
 SHAPE = (8, 5, 5, 3)  # channels last
 
@@ -217,11 +220,11 @@ def test_linen():
     import flax.linen as nn
     import jax
 
-    module = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-3)
+    module = nn.BatchNorm(momentum=0.9, epsilon=1e-3)
     batches = data()
-    variables = module.init(jax.random.key(0), batches[0][0])
+    variables = module.init(jax.random.key(0), batches[0][0], use_running_average=False)
     for x, _ in batches:
-        _, new = module.apply(variables, x, mutable=["batch_stats"])
+        _, new = module.apply(variables, x, mutable=["batch_stats"], use_running_average=False)
         variables = {**variables, **new}
     bn = dialects.load("flax", variables, module)
     assert (bn.eps, bn.layout, bn.unbiased) == (1e-3, "N...C", False)
@@ -270,3 +273,58 @@ def test_renorm_beside_keras():
     x, _ = data()[0]
     y = keras.ops.convert_to_numpy(layer(x, training=True))
     np.testing.assert_allclose(bn(x), y, atol=2e-3)
+
+
+# ---- masks: of sequences, channels last -----------------------------------------------------
+
+LENGTHS = [9, 3, 1, 7, 9, 2]
+
+
+def sequences():
+    x, dy = batch((6, 9, 4), "float32", 0, mean=1.5), batch((6, 9, 4), "float32", 1, 0)
+    mask = np.arange(9) < np.array(LENGTHS)[:, None]
+    return x, dy * mask[..., None], mask
+
+
+def test_mask_beside_keras():
+    keras = use_keras()
+    layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
+    layer.build((6, 9, 4))
+    bn = dialects.load("keras", layer)
+    x, _, mask = sequences()
+    y = np.asarray(keras.ops.convert_to_numpy(
+        layer(x, training=True, mask=keras.ops.convert_to_tensor(mask))))  # fmt: skip
+    ours = bn(x, mask=mask)
+    np.testing.assert_allclose(ours[mask], y[mask], atol=2e-5)
+    assert not ours[~mask].any()
+    for name in ("moving_mean", "moving_variance"):
+        there = np.asarray(keras.ops.convert_to_numpy(getattr(layer, name)))
+        np.testing.assert_allclose(dialects.dump("keras", bn)[0][name], there, rtol=1e-5)
+
+
+def test_mask_beside_flax():
+    needs("flax", "jax")
+    import flax.linen as nn
+    import jax
+
+    module = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-3)
+    x, dy, mask = sequences()
+    variables = module.init(jax.random.key(0), x)
+    bn = dialects.load("flax", variables, module)
+
+    def loss(parameters, x):
+        y, new = module.apply(
+            {**variables, "params": parameters}, x, mask=mask[..., None], mutable=["batch_stats"]
+        )
+        return (y * dy).sum(), (y, new)
+
+    (_, (y, new)), (gradients, dx) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+        variables["params"], x
+    )
+    ours = bn(x, lengths=LENGTHS)
+    np.testing.assert_allclose(ours[mask], np.asarray(y)[mask], atol=2e-5)
+    np.testing.assert_allclose(bn.backward(dy)[mask], np.asarray(dx)[mask], atol=2e-5)
+    np.testing.assert_allclose(bn.weight_grad, np.asarray(gradients["scale"]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(bn.bias_grad, np.asarray(gradients["bias"]), rtol=1e-4, atol=1e-5)
+    for name, there in new["batch_stats"].items():
+        np.testing.assert_allclose(dialects.dump("flax", bn)[0][name], np.asarray(there), rtol=1e-5)
