@@ -73,7 +73,8 @@ cdef inline void write_tiles(const Job* job, const Activation* a, Py_ssize_t t0,
         write_pow2_scaled(job, a, t0, t1, b0, b1, variant)
     elif job.plan.streaming and not variant & DZ:      # which is read again soon
         write_tiles_as(job, a, t0, t1, b0, b1, variant | STREAMING)
-        flush_stream()
+        if job.buffers.written_mask.bytes == NULL:      # of many parts, the last one is followed
+            flush_stream()
     else:
         write_tiles_as(job, a, t0, t1, b0, b1, variant)
 
