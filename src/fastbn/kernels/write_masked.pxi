@@ -65,6 +65,7 @@ cdef void zero_part(const Job* job, const Pass* way, const Part* part) noexcept 
 cdef inline void move_to(const Job* job, Operand* operand, const Part* part) noexcept nogil:
     if operand.data != NULL:
         operand.data = element(job, operand, 0, part.run, part.offset)
+        operand.outer = part.runs * operand.middle      # there is no jump
 
 
 cdef void write_part(const Job* job, const Pass* way, const Part* part,
