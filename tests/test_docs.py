@@ -41,10 +41,19 @@ def test_no_example_is_left_out():
     assert found <= set(MODULES)
 
 
-def test_readme():
-    failed, attempted = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+         if page.exists() and ">>> " in page.read_text()]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages(page):
+    failed, attempted = doctest.testfile(str(page), module_relative=False)
     assert attempted
     assert failed == 0
+
+
+def test_the_readme_has_an_example():
+    assert ROOT / "README.md" in PAGES
 
 
 @pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__name__)

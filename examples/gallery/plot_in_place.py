@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""
+Train in the memory of the input
+================================
+
+:class:`fastbn.InPlaceBatchNorm` overwrites its input. Backward computes from the output, since
+leaky ReLU can be undone: a network keeps one tensor for each layer instead of two.
+"""
+
+import numpy as np
+
+import fastbn
+
+rng = np.random.default_rng(0)
+x = rng.normal(3.0, 2.0, (64, 16, 8, 8)).astype(np.float32)
+dy = rng.normal(size=x.shape).astype(np.float32)
+
+usual = fastbn.BatchNorm(16, activation="leaky_relu")
+usual(x)
+expected = usual.backward(dy)
+
+in_place = fastbn.InPlaceBatchNorm(16)
+y = in_place(x)
+print("y is x:", y is x)
+dx = in_place.backward(dy)
+print("largest difference of dx below 1e-5:", bool(np.abs(dx - expected).max() < 1e-5))
+
+# %%
+# The function below the layer needs ``y`` and ``invstd`` alone.
+
+weight, bias = np.ones(4), np.zeros(4)
+z, _, invstd = fastbn.batch_norm_forward(rng.normal(size=(100, 4)), weight, bias)
+dz, dweight, dbias = fastbn.batch_norm_backward_inplace(np.ones_like(z), z, invstd, weight, bias)
+print("dbias:", dbias)
+
+# %%
+# It prints:
+#
+# .. literalinclude:: /recorded/plot_in_place.txt
+#    :language: none
