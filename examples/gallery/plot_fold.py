@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""
-Fold batch norm into its neighbours
+"""Fold batch norm into its neighbours
 ===================================
 
 In inference batch norm is a multiplication and an addition for each channel, which the linear

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""
-Batch norm as functions
+"""Batch norm as functions
 =======================
 
 Forward, backward and inference without a layer: the arrays are the caller's.

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""
-Train in the memory of the input
+"""Train in the memory of the input
 ================================
 
 :class:`fastbn.InPlaceBatchNorm` overwrites its input. Backward computes from the output, since

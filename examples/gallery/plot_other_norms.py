@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""
-Layer, RMS, group and instance norm
+"""Layer, RMS, group and instance norm
 ===================================
 
 What each of them normalises: over which values of the output is the mean square 1?

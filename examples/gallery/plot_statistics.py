@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""
-Statistics of a data set in pieces
+"""Statistics of a data set in pieces
 ==================================
 
 Mean and variance of each channel, a piece at a time, in one order or another.

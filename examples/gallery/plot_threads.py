@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""
-Threads, and the same bits
+"""Threads, and the same bits
 ==========================
 
 The number of threads changes the time, never a bit of the result.

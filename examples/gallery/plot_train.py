@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""
-Train a network with a layer
+"""Train a network with a layer
 ============================
 
 Two linear layers learn which of two spirals a point is on, with :class:`fastbn.BatchNorm`
@@ -21,7 +20,7 @@ x = np.stack([angle * np.cos(angle + np.pi * label), angle * np.sin(angle + np.p
 
 first, last = rng.normal(size=(2, 64)), rng.normal(size=(64, 1)) / 8
 bn = fastbn.BatchNorm(64, activation="relu", dtype=np.float64)
-for step in range(600):
+for _ in range(600):
     hidden = bn(x @ first)
     score = hidden @ last
     chance = 1 / (1 + np.exp(-score))
