@@ -21,7 +21,7 @@ TITLE = "2. The rate is the cause; what happens inside without batch norm"
 SOURCE = "Bjorck et al. 2018"
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 BLOCKS = 6
-STEPS = 10.0 ** np.arange(-4, 2.01, 0.25)  # lengths of one update, times the gradient
+STEPS = 10.0 ** np.arange(-4, 2.01, 0.1)  # lengths of one update, times the gradient
 
 
 def network(kind, rng):
