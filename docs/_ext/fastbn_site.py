@@ -123,7 +123,10 @@ class Performance(SphinxDirective):
 
 # ---- tables and the gallery -------------------------------------------------------------------
 
-GALLERY = ("train", "functions", "in_place", "other_norms", "fold", "statistics", "threads")
+GALLERY = (
+    "train", "functions", "in_place", "other_norms", "fold", "running", "statistics", "images",
+    "threads", "sync",
+)  # fmt: skip
 
 
 class GalleryOrder:
