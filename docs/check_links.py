@@ -20,7 +20,7 @@ class Page(HTMLParser):
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
-        """Note what a tag refers to, and what may be referred to."""
+        """Note what a tag links to, and its anchors."""
         found = dict(attributes)
         self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
         target = found.get("href") or found.get("src")
@@ -35,8 +35,7 @@ class Page(HTMLParser):
 
 def faults(site):
     """Yield what is wrong, a line each."""
-    # In _static there are templates of the theme.
-    files = [file for file in site.rglob("*.html") if file.parent.name != "_static"]
+    files = [file for file in site.rglob("*.html") if "_static" not in file.parts]
     pages = {file.resolve(): Page(file) for file in files}
     for file, page in pages.items():
         name = file.relative_to(site.resolve())

@@ -35,6 +35,11 @@ myst_heading_anchors = 4
 
 autosummary_generate = ["api/index.rst"]
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+# So that the pages of these modules need neither the libraries nor what is compiled for them.
+autodoc_mock_imports = [
+    "dask", "sklearn", "torch", "fastbn.torch._direct", "fastbn.torch._dispatcher",
+]  # fmt: skip
 autodoc_default_options = {"inherited-members": True}
 numpydoc_show_class_members = False
 
@@ -51,6 +56,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_signature": False,
     "write_computation_times": False,
+    "within_subsection_order": "fastbn_site.GalleryOrder",
 }
 
 html_theme = "pydata_sphinx_theme"
@@ -61,13 +67,13 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "navbar_align": "left",
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 9,
     "show_prev_next": False,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"start": [], "index": []}
+html_sidebars = {"start": [], "index": [], "claims": []}
 
 # External links: the workflow checks them, with `sphinx-build -b linkcheck`.
 linkcheck_anchors = False

@@ -56,6 +56,16 @@ def test_the_readme_has_an_example():
     assert ROOT / "README.md" in PAGES
 
 
+def test_the_figures_of_the_readme_are_those_of_the_pages():
+    figures = re.findall(
+        r"^\|.*\| [\d.]+(?: / [\d.]+)? \|.*$", (ROOT / "README.md").read_text(), re.M
+    )
+    pages = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("performance", "family")]
+    assert len(figures) == 9
+    for row in figures:
+        assert any(row in page for page in pages), row
+
+
 @pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__name__)
 def test_public_docstrings_are_complete(thing):
     documented = [thing]

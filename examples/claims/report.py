@@ -35,9 +35,33 @@ class Finding:
     verdict: str
 
 
-def verdict(holds, otherwise=DIFFERS):
-    """Return what the numbers say."""
-    return HOLDS if holds else otherwise
+def verdict(holds, seen=True):
+    """Return what the numbers say; ``seen`` is False where they cannot say either."""
+    return (HOLDS if holds else DIFFERS) if seen else UNSEEN
+
+
+def apart(less, more):
+    """Return whether ``less`` is below ``more`` in all seeds.
+
+    Ranges over the seeds that overlap (or meet) leave the question open; with five seeds each,
+    chance alone takes them apart in the expected order once in 252 draws.
+    """
+    if np.max(less) < np.min(more):
+        return HOLDS
+    return DIFFERS if np.max(more) < np.min(less) else UNSEEN
+
+
+def together(*verdicts):
+    """Return the verdict on a claim with several parts."""
+    return next((one for one in (DIFFERS, UNSEEN) if one in verdicts), HOLDS)
+
+
+def highest(rate, rates):
+    """Return a rate in words that say when it is the first or the last of those tried."""
+    if rate is None:
+        return "none"
+    ends = {min(rates): ", the lowest tried", max(rates): ", the highest tried"}
+    return number(rate) + ends.get(rate, "")
 
 
 # ---- words -----------------------------------------------------------------------------------

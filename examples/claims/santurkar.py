@@ -5,7 +5,7 @@ import numpy as np
 
 import fastbn
 from examples.claims import layers, report, training
-from examples.claims.report import Finding, number, spread, verdict
+from examples.claims.report import Finding, apart, number, spread, together, verdict
 
 TITLE = "3. A smoother loss; noise after batch norm; the norm of dx"
 SOURCE = "Santurkar et al. 2018"
@@ -73,8 +73,8 @@ def smoothness(best, data, steps, seeds, axes):
                 f"mean over training: with {spread(means['batch'])} at {rates['batch']}, "
                 f"without {spread(means[None])} at {rates[None]}; standard deviation over "
                 f"training: with {spread(widths['batch'])}, without {spread(widths[None])}",
-                verdict(np.median(means["batch"]) < np.median(means[None])
-                        and np.median(widths["batch"]) < np.median(widths[None])),
+                together(apart(means["batch"], means[None]),
+                         apart(widths["batch"], widths[None])),
             )  # fmt: skip
         if common:
             for axis, index in zip(axes, (0, 2), strict=True):
@@ -106,7 +106,8 @@ def noise(data, rates, steps, seeds, axis):
         "noise that changes with each step, after batch norm", f"{SOURCE}, 2.2, figure 2",
         "trains as fast as batch norm, faster than without, although its inputs shift more",
         f"steps to 90%, each at its best rate: {words}",
-        verdict(medians["noisy"] <= 1.25 * medians["batch"] and medians["noisy"] < medians[None]),
+        together(verdict(medians["noisy"] <= 1.25 * medians["batch"]),
+                 apart(reached["noisy"], reached[None])),
     )  # fmt: skip
     return finding, best
 

@@ -1,24 +1,35 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Run every program of the gallery, and write what it prints to docs/recorded."""
+"""Run every program of the gallery; keep what it prints and draws in docs/recorded."""
 
 import contextlib
 import io
 import runpy
+import tempfile
 from pathlib import Path
 
+import matplotlib
+
 HERE = Path(__file__).parent
+RECORDED = HERE.parent.parent / "docs" / "recorded"
 
 
-def printed(program):
-    """Return what a program prints."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
+def printed(program, folder):
+    """Return what a program prints; its picture is left in the folder."""
+    matplotlib.use("agg")
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as out:
         runpy.run_path(str(program))
+    from matplotlib import pyplot
+
+    pyplot.close("all")
     return out.getvalue()
 
 
 if __name__ == "__main__":
+    RECORDED.mkdir(exist_ok=True)
     for program in sorted(HERE.glob("plot_*.py")):
-        output = HERE.parent.parent / "docs" / "recorded" / f"{program.stem}.txt"
-        output.parent.mkdir(exist_ok=True)
-        output.write_text(printed(program))
-        print(output.name)
+        with tempfile.TemporaryDirectory() as folder:
+            text = printed(program, folder)
+            (picture,) = Path(folder).glob("*.png")
+            (RECORDED / picture.name).write_bytes(picture.read_bytes())
+        (RECORDED / f"{program.stem}.txt").write_text(text)
+        print(program.stem)

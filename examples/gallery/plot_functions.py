@@ -5,6 +5,7 @@
 Forward, backward and inference without a layer: the arrays are the caller's.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 import fastbn
@@ -37,10 +38,26 @@ print("share of positive outputs:", f"{np.mean(dresidual):.3f}")
 # %%
 # Inference, into memory that is there already.
 
-fastbn.batch_norm(x, running_mean, running_var, layout="NHWC", out=y)
+z = np.empty_like(x)
+fastbn.batch_norm(x, running_mean, running_var, layout="NHWC", out=z)
 
 # %%
-# It prints:
+# The picture.
+
+figure, axis = plt.subplots(figsize=(4, 3), layout="constrained")
+normalised = fastbn.batch_norm_forward(x, layout="NHWC")[0]
+for values, name in ((x, "x"), (normalised, "normalised"), (y, "and with addition and ReLU")):
+    axis.hist(values[..., 0].ravel(), bins=40, alpha=0.5, label=name)
+axis.set_title("values of a channel")
+axis.legend(fontsize=8)
+figure.savefig("functions.png", dpi=72)
+
+# %%
+# It prints, and draws:
 #
 # .. literalinclude:: /recorded/plot_functions.txt
 #    :language: none
+#
+# .. image:: /recorded/functions.png
+#
+# sphinx_gallery_thumbnail_path = 'recorded/functions.png'

@@ -6,6 +6,7 @@
 leaky ReLU can be undone: a network keeps one tensor for each layer instead of two.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 import fastbn
@@ -33,7 +34,24 @@ dz, dweight, dbias = fastbn.batch_norm_backward_inplace(np.ones_like(z), z, invs
 print("dbias:", dbias)
 
 # %%
-# It prints:
+# What the activation does to a value, and how backward gets the value back.
+
+figure, axis = plt.subplots(figsize=(4, 3), layout="constrained")
+line = np.linspace(-4, 4, 200)[:, None]
+after = fastbn.batch_norm(line, np.zeros(1), np.ones(1), activation="leaky_relu")
+axis.plot(line, after, label="leaky ReLU: y of the normalised x")
+axis.plot(after, line, "--", label="undone: the normalised x of y")
+axis.set_aspect("equal")
+axis.set(xlim=(-4, 4), ylim=(-4, 4))
+axis.legend(fontsize=8, loc="upper left")
+figure.savefig("in_place.png", dpi=72)
+
+# %%
+# It prints, and draws:
 #
 # .. literalinclude:: /recorded/plot_in_place.txt
 #    :language: none
+#
+# .. image:: /recorded/in_place.png
+#
+# sphinx_gallery_thumbnail_path = 'recorded/in_place.png'

@@ -5,6 +5,7 @@
 What each of them normalises: over which values of the output is the mean square 1?
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 import fastbn
@@ -43,14 +44,34 @@ show("instance", fastbn.instance_norm(x))
 # Layers.
 
 for layer in (
-    fastbn.LayerNorm(6), fastbn.RMSNorm(6), fastbn.GroupNorm(2, 4), fastbn.InstanceNorm(4)
+    fastbn.LayerNorm(6), fastbn.RMSNorm(6), fastbn.GroupNorm(2, 4),
+    fastbn.InstanceNorm(4, affine=True),
 ):  # fmt: skip
     y = layer(x)
     dx = layer.backward(dy)
     print(layer, "has a weight:", layer.weight_grad is not None)
 
 # %%
-# It prints:
+# The mean of each plane: layer norm makes a row's mean 0, group norm that of two neighbours.
+
+norms = {
+    "x": x, "layer": fastbn.layer_norm(x, (4, 6, 6)), "group": fastbn.group_norm(x, 2),
+    "instance": fastbn.instance_norm(x),
+}  # fmt: skip
+figure, axes = plt.subplots(1, 4, figsize=(8, 3), sharey=True, layout="constrained")
+for axis, (name, values) in zip(axes, norms.items(), strict=True):
+    picture = axis.imshow(values.mean(axis=(2, 3)), vmin=-3, vmax=3, cmap="coolwarm")
+    axis.set(title=name, xlabel="channel", xticks=range(4))
+axes[0].set_ylabel("instance")
+figure.colorbar(picture, label="mean over the plane")
+figure.savefig("other_norms.png", dpi=72)
+
+# %%
+# It prints, and draws:
 #
 # .. literalinclude:: /recorded/plot_other_norms.txt
 #    :language: none
+#
+# .. image:: /recorded/other_norms.png
+#
+# sphinx_gallery_thumbnail_path = 'recorded/other_norms.png'
