@@ -34,6 +34,15 @@ NEAR = {
     torch.bfloat16: {"atol": 2e-1, "rtol": 4e-2},
 }
 assert OPS.keys() == set(NAMES)
+#: Of the input and of the parameters: what PyTorch's norms take.
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.float64, torch.float64),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+]
 
 
 def array(tensor):

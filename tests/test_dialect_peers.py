@@ -15,8 +15,8 @@ from arrays import batch
 import fastbn
 from fastbn import dialects
 
-# Keras, on PyTorch, with NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# Keras's own, on PyTorch, with NumPy 2.
+keras_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STEPS, RATE = 100, 0.05
 SHAPE = (8, 5, 5, 3)  # channels last
@@ -114,6 +114,7 @@ def test_modules_of_pytorch_without_arrays():
     assert dialects.load("torch", module.double()).weight.dtype == "float64"
 
 
+@keras_warns
 @pytest.mark.parametrize(("center", "scale"), [(True, True), (False, True), (True, False)])
 def test_keras(center, scale):
     keras = use_keras()
@@ -259,6 +260,7 @@ def test_update_statistics_beside_pytorch():
         assert_the_same(dialects.dump("torch", ours)[0], state)
 
 
+@keras_warns
 def test_renorm_beside_keras():
     keras = use_keras()
     try:
@@ -286,6 +288,7 @@ def sequences():
     return x, dy * mask[..., None], mask
 
 
+@keras_warns
 def test_mask_beside_keras():
     keras = use_keras()
     layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)

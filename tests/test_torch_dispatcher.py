@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import numpy
 import pytest
-from tensors import torch
+from tensors import DTYPES, torch
 from torch.nn import functional
 
 import fastbn
@@ -22,14 +22,6 @@ LAYOUTS = [
     ((3, 5, 4, 6), None),
     ((3, 5, 4, 6), torch.channels_last),
     ((2, 3, 2, 3, 4), torch.channels_last_3d),
-]
-DTYPES = [
-    (torch.float32, torch.float32),
-    (torch.float64, torch.float64),
-    (torch.bfloat16, torch.float32),
-    (torch.float16, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
 ]
 
 

@@ -7,26 +7,32 @@ The samples are those of the installed PyTorch: operators (OpInfo) and modules (
 import re
 
 import pytest
-from tensors import torch
+from tensors import NEAR, differentiable, op_db, torch
+from torch.testing._internal.common_modules import module_db
 
 import fastbn.torch
 
-pytest.importorskip("expecttest")
-
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.common_modules import module_db
-
-NAMES = re.compile(
+NORMS = re.compile(
     r"(native_)?(batch|layer|group|instance|rms)_norm$|_norm_legit|_norm_with_update"
 )
 OPERATORS = {
     f"{op.name} {op.variant_test_name}".strip(): op
     for op in op_db
-    if NAMES.search(op.name.removeprefix("nn.functional."))
+    if NORMS.search(op.name.removeprefix("nn.functional."))
 }
 MODULES = {m.name: m for m in module_db if "Norm" in m.name and "Local" not in m.name}
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-LIMITS = {torch.float32: 1e-4, torch.float64: 1e-9}
+SUPPORTED = [
+    (name, dtype)
+    for name, op in OPERATORS.items()
+    for dtype in NEAR
+    if dtype in op.supported_dtypes("cpu")
+]
+CHECKED = [
+    (name, check)
+    for name, op in OPERATORS.items()
+    for check in ("gradcheck", "gradgradcheck")
+    if op.supports_autograd and (check == "gradcheck" or op.supports_gradgrad)
+]
 
 
 def outcome(function):
@@ -37,20 +43,16 @@ def outcome(function):
         return type(error), str(error)
 
 
-def same(new, old, dtype):
-    if isinstance(old, tuple) and isinstance(old[0], type):
+def assert_alike(new, old, dtype):
+    """Errors are the same; tensors have the same type and strides, and are near."""
+    if isinstance(old, tuple):
         assert new == old
         return
     for a, b in zip(new, old, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
-            assert a.dtype == b.dtype
-            assert a.stride() == b.stride()
-            # Both round; gradients of small groups are differences of large terms.
-            limit = LIMITS.get(dtype, 0.02)
-            scale = b.abs().nan_to_num(0, 0, 0).max().item() if b.numel() else 0.0
-            torch.testing.assert_close(a, b, rtol=limit, atol=5 * limit * (1 + scale),
-                                       equal_nan=True)  # fmt: skip
+            assert (a.dtype, a.stride()) == (b.dtype, b.stride())
+            torch.testing.assert_close(a, b, equal_nan=True, **NEAR[dtype])
 
 
 def tensors_in(thing):
@@ -60,14 +62,15 @@ def tensors_in(thing):
 
 
 def with_gradients(function, inputs):
-    results = tensors_in(function())
-    inputs = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
-    reached = [r for r in results if r.requires_grad]
+    """Return what it computes, and the gradients of the first of it."""
+    found = tensors_in(function())
+    inputs = [t for t in inputs if differentiable(t)]
     gradients = []
-    if reached and inputs:
-        total = sum(r.double().square().sum() for r in reached[:1])
-        gradients = list(torch.autograd.grad(total, inputs, allow_unused=True))
-    return [r.detach() for r in results] + gradients
+    if found and found[0].requires_grad and inputs:
+        seed = torch.linspace(-1, 1, found[0].numel(), dtype=torch.float64)
+        seed = seed.reshape(found[0].shape).to(found[0].dtype)
+        gradients = torch.autograd.grad(found[0], inputs, seed, allow_unused=True)
+    return [*(t.detach() for t in found), *gradients]
 
 
 def test_there_are_samples():
@@ -75,18 +78,13 @@ def test_there_are_samples():
     assert len(MODULES) >= 8
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(("name", "dtype"), SUPPORTED, ids=str)
 def test_samples(name, dtype):
     op = OPERATORS[name]
-    if dtype not in op.supported_dtypes("cpu"):
-        pytest.skip("not supported by PyTorch")
 
     def results():
         torch.manual_seed(0)
-        # Gradients of halves: tests/test_torch_siblings.py, where they are not differences.
-        wants = dtype in LIMITS
-        for sample in op.sample_inputs("cpu", dtype, requires_grad=wants):
+        for sample in op.sample_inputs("cpu", dtype, requires_grad=True):
             arguments = (sample.input, *sample.args)
             yield outcome(
                 lambda s=sample, a=arguments: with_gradients(
@@ -98,14 +96,12 @@ def test_samples(name, dtype):
     with fastbn.torch.enabled():
         found = list(results())
     for new, old in zip(found, expected, strict=True):
-        same(new, old, dtype)
+        assert_alike(new, old, dtype)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [n for n, op in OPERATORS.items() if op.error_inputs_func])
 def test_errors(name):
     op = OPERATORS[name]
-    if op.error_inputs_func is None:
-        pytest.skip("PyTorch has none")
 
     def results():
         for wrong in op.error_inputs("cpu"):
@@ -117,12 +113,9 @@ def test_errors(name):
         assert list(results()) == expected
 
 
-@pytest.mark.parametrize("check", ["gradcheck", "gradgradcheck"])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(("name", "check"), CHECKED)
 def test_gradients(name, check):
     op = OPERATORS[name]
-    if not op.supports_autograd or (check == "gradgradcheck" and not op.supports_gradgrad):
-        pytest.skip("not supported by PyTorch")
 
     def results():
         torch.manual_seed(0)
@@ -177,4 +170,4 @@ def test_module_samples(name, dtype, training):
     with fastbn.torch.enabled():
         found = list(results())
     for new, old in zip(found, expected, strict=True):
-        same(new, old, dtype)
+        assert_alike(new, old, dtype)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from tensors import torch
+from tensors import DTYPES, torch
 from torch.nn import functional
 
 import fastbn
@@ -22,14 +22,6 @@ CASES = [
     ("group", (3, 8, 5, 6), None),
     ("group", (3, 8, 5, 6), torch.channels_last),
     ("group", (2, 8, 3, 4, 3), torch.channels_last_3d),
-]
-DTYPES = [
-    (torch.float32, torch.float32),
-    (torch.float64, torch.float64),
-    (torch.bfloat16, torch.float32),
-    (torch.float16, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
 ]
 each_case = pytest.mark.parametrize(("norm", "shape", "order"), CASES, ids=str)
 

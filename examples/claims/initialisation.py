@@ -83,7 +83,8 @@ def measure(quick):
         axes[index].legend(fontsize=8)
         report.titled(axes[index], where, "scale of the weights", "test accuracy")
         words = "; ".join(
-            f"{label} " + ", ".join(f"{s:g}: {percent(m)}" for s, m in zip(SCALES, medians[kind]))  # noqa: B905
+            f"{label} "
+            + ", ".join(f"{s:g}: {percent(m)}" for s, m in zip(SCALES, medians[kind], strict=True))
             for kind, label in labels
         )
         findings.append(Finding(

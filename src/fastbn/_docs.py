@@ -103,6 +103,17 @@ lengths : array_like of int, shape (N,), optional
 length_axis : str, optional
     The letter of `layout` along which `lengths` are. Not needed where there is one axis
     beside those of instances and channels.""",
+    # ---- what a layer is called with
+    "layer_out": """\
+out : ndarray of the shape and dtype of `x`, optional
+    Where to write `y`; `x` itself is allowed, but rules out `backward`.""",
+    "layer_residual": """\
+residual : ndarray of the shape and dtype of `x`, optional
+    Added before the activation. In training it is kept as `x` is.""",
+    "layer_channels": """\
+x : ndarray of float16, bfloat16, float32 or float64
+    With the channels of the layer. In training a reference to it is kept for
+    `backward`, until the next call or `eval`.""",
     # ---- what forward returns, and what is to know of it
     "y": """\
 y : ndarray

@@ -87,9 +87,12 @@ cdef inline bint is_masked(const Frame* f) noexcept:
 cdef int take_mask(Frame* f, Arrays a, counted, layout) except -1:
     # (mask, lengths, length_axis) or None; once x and its channel axis are known.
     cdef int i, k, sample_axis
+    cdef tuple given = <tuple>counted       # Counted is a subclass, which has no way of its own
     if counted is None:
         return 0
-    mask, lengths, length_axis = counted
+    mask, lengths, length_axis = given[0], given[1], given[2]
+    if mask is None and lengths is None and length_axis is None:    # as most often
+        return 0
     check_counted(mask, lengths, length_axis)
     if lengths is not None:
         f.call.sample_axis = sample_axis = instance_axis(layout)

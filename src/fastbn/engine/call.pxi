@@ -63,7 +63,6 @@ cdef void state_problem(Request* r, int instances) noexcept nogil:
     p.inverted = r.extras.inverted
     p.activation, p.negative_slope = call.activation, call.negative_slope
     p.eps, p.momentum = call.eps, call.momentum
-    p.total = 0.0
 
 
 cdef int understand(const fastbn_call* given, const Extras* extras, Request* r) noexcept nogil:
@@ -73,6 +72,7 @@ cdef int understand(const fastbn_call* given, const Extras* extras, Request* r) 
     cdef int code
     r.fault = Fault(FASTBN_OK, ARG_NONE, ARG_NONE)
     r.memory = NULL
+    r.nothing, r.counted, r.job.problem.total = False, 0, 0.0
     memset(&r.job.buffers, 0, sizeof(Buffers))
     if extras != NULL:
         r.extras = extras[0]

@@ -309,7 +309,6 @@ cdef int take_mask(Request* r) noexcept nogil:
     # Once there is memory for it.
     cdef Mask* mask = &r.job.buffers.mask
     cdef Py_ssize_t i, count = 0, masks = count_masks(&r.job.problem)
-    r.nothing = False
     if not has_mask(&r.call) or r.empty:
         return FASTBN_OK
     if check_lengths(r) != FASTBN_OK:

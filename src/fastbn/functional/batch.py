@@ -123,7 +123,7 @@ def batch_norm(
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
             layout, activation, negative_slope, ONLY_Y, None, None, MOVED, None,
-            counted_of(mask, lengths, length_axis)
+            (mask, lengths, length_axis)
         )  # fmt: skip
     return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
@@ -216,7 +216,7 @@ def batch_norm_forward(
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
             layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, None,
-            counted_of(mask, lengths, length_axis)
+            (mask, lengths, length_axis)
         )  # fmt: skip
     return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
@@ -366,7 +366,7 @@ def batch_norm_backward(
         )  # fmt: skip
     return binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, None, MOVED, None, counted_of(mask, lengths, length_axis)
+        negative_slope, INPUT, None, MOVED, None, (mask, lengths, length_axis)
     )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from fastbn._docs import filled
 from fastbn._numpy import ONLY_Y, WITH_STATISTICS, binding
-from fastbn.functional.counted import counted_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +83,7 @@ def group_norm(
     """
     return binding.group_forward(
         x, weight, bias, residual, out, num_groups, eps, layout, activation, negative_slope,
-        ONLY_Y, counted_of(mask, lengths, length_axis)
+        ONLY_Y, (mask, lengths, length_axis)
     )  # fmt: skip
 
 
@@ -146,7 +145,7 @@ def group_norm_forward(
     """
     return binding.group_forward(
         x, weight, bias, residual, out, num_groups, eps, layout, activation, negative_slope,
-        WITH_STATISTICS, counted_of(mask, lengths, length_axis)
+        WITH_STATISTICS, (mask, lengths, length_axis)
     )  # fmt: skip
 
 
@@ -220,7 +219,7 @@ def group_norm_backward(
     """
     return binding.group_backward(
         dy, x, mean, invstd, weight, bias, residual, out, num_groups, layout, activation,
-        negative_slope, counted_of(mask, lengths, length_axis)
+        negative_slope, (mask, lengths, length_axis)
     )  # fmt: skip
 
 
@@ -307,7 +306,7 @@ def instance_norm(
     """
     return binding.instance_forward(
         x, weight, bias, running_mean, running_var, residual, out, use_input_stats, momentum,
-        eps, layout, activation, negative_slope, ONLY_Y, counted_of(mask, lengths, length_axis)
+        eps, layout, activation, negative_slope, ONLY_Y, (mask, lengths, length_axis)
     )  # fmt: skip
 
 
@@ -377,7 +376,7 @@ def instance_norm_forward(
     return binding.instance_forward(
         x, weight, bias, running_mean, running_var, residual, out, use_input_stats, momentum,
         eps, layout, activation, negative_slope, WITH_STATISTICS,
-        counted_of(mask, lengths, length_axis)
+        (mask, lengths, length_axis)
     )  # fmt: skip
 
 
@@ -450,5 +449,5 @@ def instance_norm_backward(
     """
     return binding.instance_backward(
         dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope,
-        counted_of(mask, lengths, length_axis)
+        (mask, lengths, length_axis)
     )  # fmt: skip

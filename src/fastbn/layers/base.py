@@ -121,10 +121,8 @@ class Layer:
             With the channels of the layer, or the last axes of its `normalized_shape`.
             In training a reference to it is kept for `backward`, until the next call or
             `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
+        {layer_out}
+        {layer_residual}
 
         Returns
         -------
@@ -417,13 +415,9 @@ class ChannelLayer(Layer):
 
         Parameters
         ----------
-        x : ndarray of float16, bfloat16, float32 or float64
-            With the channels of the layer. In training a reference to it is kept for
-            `backward`, until the next call or `eval`.
-        out : ndarray of the shape and dtype of `x`, optional
-            Where to write `y`; `x` itself is allowed, but rules out `backward`.
-        residual : ndarray of the shape and dtype of `x`, optional
-            Added before the activation. In training it is kept as `x` is.
+        {layer_channels}
+        {layer_out}
+        {layer_residual}
         {counted}
             `backward` uses what the call had.
 

@@ -10,7 +10,6 @@ import numpy as np
 from fastbn import functional
 from fastbn._docs import filled
 from fastbn._numpy import INPUT, MOVED, WITH_STATISTICS, binding
-from fastbn.functional.counted import counted_of
 from fastbn.sync._exchange import BACKWARD, FORWARD, together
 from fastbn.sync._groups import as_group
 
@@ -120,7 +119,7 @@ def batch_norm_forward(
     return together(as_group(group), FORWARD, lambda exchange: binding.batch_forward(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
         layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, exchange,
-        counted_of(mask, lengths, length_axis)
+        (mask, lengths, length_axis)
     ))  # fmt: skip
 
 
@@ -198,5 +197,5 @@ def batch_norm_backward(
         )  # fmt: skip
     return together(as_group(group), BACKWARD, lambda exchange: binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, None, MOVED, exchange, counted_of(mask, lengths, length_axis)
+        negative_slope, INPUT, None, MOVED, exchange, (mask, lengths, length_axis)
     ))  # fmt: skip

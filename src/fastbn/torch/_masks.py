@@ -74,7 +74,7 @@ def normalised(call: Call, t: Tensors, counts: Tensor) -> Tensor:
     if call.training:
         z = _centred(call, t, x, counts.expand_as(x))
     elif t.running_mean is None or t.running_var is None:
-        raise ValueError("Expected running_mean and running_var to be defined when training=False")
+        raise ValueError("running_mean, running_var: expected tensors in evaluation, got None")
     else:
         var = t.running_var.to(x.dtype).view(shape) + call.eps
         z = (x - t.running_mean.to(x.dtype).view(shape)) * var.rsqrt()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import library as registry
 
 from fastbn.torch import _dispatcher
 
@@ -185,7 +186,7 @@ def _change(calls: int = 0, blocks: int = 0) -> None:
 def _prepare() -> None:
     global _names
     _look_up()
-    own = torch.library.Library("fastbn_pytorch", "FRAGMENT")
+    own = registry.Library("fastbn_pytorch", "FRAGMENT")
     kinds = tuple(kind for kind, _, _ in _ERRORS)
     names = []
     for name, schema in _SCHEMAS.items():
@@ -194,7 +195,7 @@ def _prepare() -> None:
         found = getattr(packet, overload or "default", None)
         if found is None or str(found._schema) != f"aten::{name}{schema}":
             continue
-        kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
+        kernel = registry.get_kernel(f"aten::{name}", "CPU")
         alias = name.replace(".", "_")
         own.define(f"{alias}{schema}")
         blank = (torch.empty(0),) * _dispatcher.TABLE[name]
@@ -215,9 +216,9 @@ def _swallow_warning(name: str) -> None:
     # PyTorch warns once in a process that a kernel is overridden, as is wanted here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        library = torch.library.Library("aten", "IMPL")
-        library.impl(name, lambda *arguments: None, "CPU")
-        library._destroy()
+        aten = registry.Library("aten", "IMPL")
+        aten.impl(name, lambda *arguments: None, "CPU")
+        aten._destroy()
 
 
 def _library(name: str) -> ctypes.CDLL:
