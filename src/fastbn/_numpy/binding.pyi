@@ -70,16 +70,16 @@ def batch_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, running_mean: Kept | None,
     running_var: Kept | None, residual: NDArray | None, out: NDArray | None, training: bool,
     momentum: float, eps: float, layout: str | None, activation: str | None,
-    negative_slope: float, only_y: bool, num_features: int | None = None,
-    prepared: Prepared | None = None, mode: int = 0, exchange: Exchange | None = None,
-    counted: Counting | None = None, /
+    negative_slope: float, only_y: bool, counted: Counting | None = None,
+    num_features: int | None = None, prepared: Prepared | None = None, mode: int = 0,
+    exchange: Exchange | None = None, /
 ) -> Any: ...
 def batch_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, training: bool,
     layout: str | None, activation: str | None, negative_slope: float, inverted: bool,
-    dresidual: NDArray | None = None, mode: int = 0, exchange: Exchange | None = None,
-    counted: Counting | None = None, /
+    counted: Counting | None = None, dresidual: NDArray | None = None, mode: int = 0,
+    exchange: Exchange | None = None, /
 ) -> Any: ...
 def group_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,

@@ -236,8 +236,8 @@ def batch_statistics(x_, layout, counted=None, /):
 
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,
                   momentum, eps, layout, activation, negative_slope, bint only_y,
-                  num_features=None, Prepared prepared=None, int mode=MOVED, exchange=None,
-                  counted=None, /):
+                  counted=None, num_features=None, Prepared prepared=None, int mode=MOVED,
+                  exchange=None, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
     For a layer: x must have `num_features` channels. What is `prepared` was made of
@@ -289,8 +289,8 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
 
 
 def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, layout, activation,
-                   negative_slope, bint inverted, dresidual=None, int mode=MOVED, exchange=None,
-                   counted=None, /):
+                   negative_slope, bint inverted, counted=None, dresidual=None, int mode=MOVED,
+                   exchange=None, /):
     """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
 
     With `inverted`, x is what forward returned, and the vectors are those that take it
@@ -422,7 +422,7 @@ cdef object instance_inference(cnp.ndarray x, weight, bias, running_mean, runnin
                             "False, got None")
     y, mean, invstd = batch_forward(x, weight, bias, running_mean, running_var, residual, out,
                                     False, 0.0, eps, layout, activation, negative_slope, False,
-                                    None, None, MOVED, None, counted)
+                                    counted)
     if only_y:
         return y
     instances = (x.shape[instance_axis(layout)], 1)

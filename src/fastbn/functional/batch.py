@@ -122,8 +122,7 @@ def batch_norm(
             and on_nonfinite == "propagate"):  # fmt: skip
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-            layout, activation, negative_slope, ONLY_Y, None, None, MOVED, None,
-            (mask, lengths, length_axis)
+            layout, activation, negative_slope, ONLY_Y, (mask, lengths, length_axis)
         )  # fmt: skip
     return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
@@ -215,8 +214,7 @@ def batch_norm_forward(
             and on_nonfinite == "propagate"):  # fmt: skip
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-            layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, None,
-            (mask, lengths, length_axis)
+            layout, activation, negative_slope, WITH_STATISTICS, (mask, lengths, length_axis)
         )  # fmt: skip
     return _forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
@@ -254,7 +252,7 @@ def _forward_otherwise(
     if not binding.check_flag(training, "training"):
         return binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, False, *options,
-            WITH_STATISTICS, None, None, MOVED, None, counted
+            WITH_STATISTICS, counted
         )  # fmt: skip
     plain = moves and unbiased and on_nonfinite == "propagate"
     mode = MOVED if plain else HELD if moves else UNMOVED
@@ -266,7 +264,7 @@ def _forward_otherwise(
     ) -> Any:
         result = binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, True, *options,
-            WITH_STATISTICS, None, None, mode, None, counted
+            WITH_STATISTICS, counted, None, None, mode
         )  # fmt: skip
         if not plain:
             y, mean, invstd, count, m2 = result
@@ -278,8 +276,8 @@ def _forward_otherwise(
     if size is None:
         return normalise(x, residual, out, counted)
     y = binding.batch_forward(
-        x, weight, bias, kept[0], kept[1], residual, out, True, *options, ONLY_Y, None, None,
-        CHECKED, None, counted
+        x, weight, bias, kept[0], kept[1], residual, out, True, *options, ONLY_Y, counted, None,
+        None, CHECKED
     )  # fmt: skip
     with ghost.unmoved_on_error(*kept):
         return ghost.forward(x, residual, y, layout, size, normalise, counted)
@@ -366,7 +364,7 @@ def batch_norm_backward(
         )  # fmt: skip
     return binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, None, MOVED, None, (mask, lengths, length_axis)
+        negative_slope, INPUT, (mask, lengths, length_axis)
     )  # fmt: skip
 
 

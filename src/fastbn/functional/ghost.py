@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
-from fastbn._numpy import CHECKED, INPUT, MOVED, binding
+from fastbn._numpy import CHECKED, INPUT, binding
 from fastbn.functional.counted import ALL, Counted
 from fastbn.functional.rounding import rounded
 
@@ -131,7 +131,7 @@ def backward(
     options = (True, layout, activation, negative_slope, INPUT)
     one = np.zeros(channels)
     dx, dweight, dbias, *rest = binding.batch_backward(
-        dy, x, one, one, weight, bias, residual, out, *options, None, CHECKED, None, counted
+        dy, x, one, one, weight, bias, residual, out, *options, counted, None, CHECKED
     )
     counts = counted_slices(x, layout, slices, counted)
     sums = np.zeros((2, channels))
@@ -139,7 +139,7 @@ def backward(
         residuals = (None, None) if residual is None else (residual[part], rest[0][part])
         _, *gradients = binding.batch_backward(
             dy[part], x[part], mean[i], invstd[i], weight, bias, residuals[0], dx[part],
-            *options, residuals[1], MOVED, None, counts[i]
+            *options, counts[i], residuals[1]
         )  # fmt: skip
         with np.errstate(all="ignore"):
             sums += gradients[:2]

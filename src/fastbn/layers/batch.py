@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsIndex
 import numpy as np
 
 from fastbn._docs import filled
-from fastbn._numpy import CHECKED, MOVED, ONLY_Y, WITH_STATISTICS, binding
+from fastbn._numpy import CHECKED, ONLY_Y, WITH_STATISTICS, binding
 from fastbn.functional import batch_norm_backward, ghost
 from fastbn.functional.counted import Counted, counted_of
 from fastbn.functional.running import check_name, check_on_nonfinite
@@ -198,8 +198,7 @@ class BatchNorm(PopulationLayer):
             prepared = binding.Prepared(x, self.num_features, mean, var, weight, bias, self.eps)
         y = binding.batch_forward(
             x, weight, bias, mean, var, residual, out, False, 0.0, self.eps, self.layout,
-            self.activation, self.negative_slope, ONLY_Y, self.num_features, prepared, MOVED,
-            None, counted
+            self.activation, self.negative_slope, ONLY_Y, counted, self.num_features, prepared
         )  # fmt: skip
         self._prepared = prepared
         return y
@@ -212,7 +211,7 @@ class BatchNorm(PopulationLayer):
             y, mean, invstd = binding.batch_forward(
                 x, self.weight, self.bias, self.running_mean, self.running_var, residual, out,
                 False, 0.0, self.eps, self.layout, self.activation, self.negative_slope,
-                WITH_STATISTICS, self.num_features, None, MOVED, None, counted
+                WITH_STATISTICS, counted, self.num_features
             )  # fmt: skip
             return y, Normalised(mean, invstd, False, None, counted)
         y, mean, invstd = self._normalise_batch(x, residual, out, moves, counted)
@@ -228,8 +227,7 @@ class BatchNorm(PopulationLayer):
         mean, var = (self.running_mean, self.running_var) if moves else (None, None)
         y = binding.batch_forward(
             x, self.weight, self.bias, mean, var, residual, out, True, 0.0, self.eps, self.layout,
-            self.activation, self.negative_slope, ONLY_Y, self.num_features, None, CHECKED, None,
-            counted
+            self.activation, self.negative_slope, ONLY_Y, counted, self.num_features, None, CHECKED
         )  # fmt: skip
 
         def normalise(x: Any, residual: Any, out: Any, counted: Counted) -> tuple:

@@ -68,8 +68,8 @@ class PopulationLayer(TrackingLayer):
         result = binding.batch_forward(
             x, self.weight, self.bias, self.running_mean, self.running_var, residual, out, True,
             self._average_momentum() if self.momentum is None else self.momentum, self.eps,
-            self.layout, self.activation, self.negative_slope, WITH_STATISTICS,
-            self.num_features, None, mode, None, counted
+            self.layout, self.activation, self.negative_slope, WITH_STATISTICS, counted,
+            self.num_features, None, mode
         )  # fmt: skip
         if mode == MOVED:
             self._count(x, counted)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, SupportsIndex, Type
 import numpy as np
 
 from fastbn._docs import filled
-from fastbn._numpy import CHECKED, INPUT, MOVED, ONLY_Y, binding
+from fastbn._numpy import CHECKED, INPUT, ONLY_Y, binding
 from fastbn.functional.counted import Counted
 from fastbn.functional.running import Batch
 from fastbn.layers.base import TrackingLayer
@@ -161,8 +161,8 @@ class BatchRenorm(BatchNorm):
             return super()._train(x, residual, out, moves, counted)
         y = binding.batch_forward(
             x, self.weight, self.bias, self.running_mean, self.running_var, residual, out, True,
-            0.0, self.eps, self.layout, self.activation, self.negative_slope, ONLY_Y,
-            self.num_features, None, CHECKED, None, counted
+            0.0, self.eps, self.layout, self.activation, self.negative_slope, ONLY_Y, counted,
+            self.num_features, None, CHECKED
         )  # fmt: skip
         count, mean, m2, *_ = binding.batch_statistics(x, self.layout, counted)
         if count < 2:  # no variance: for the engine to answer
@@ -174,7 +174,7 @@ class BatchRenorm(BatchNorm):
         weight, bias = self._affine(r, d)
         binding.batch_forward(
             x, weight, bias, mean, var, residual, y, False, 0.0, self.eps, self.layout,
-            self.activation, self.negative_slope, ONLY_Y, None, None, MOVED, None, counted
+            self.activation, self.negative_slope, ONLY_Y, counted
         )  # fmt: skip
         self._follow(batch, moves)
         return y, Renormalised(mean, batch.invstd, r, d, counted)
@@ -186,7 +186,7 @@ class BatchRenorm(BatchNorm):
         weight, bias = self._affine(r, d)
         dx, of_scale, of_shift, *rest = binding.batch_backward(
             dy, x, mean, invstd, weight, bias, residual, out, True, self.layout, self.activation,
-            self.negative_slope, INPUT, None, MOVED, None, counted
+            self.negative_slope, INPUT, counted
         )  # fmt: skip
         with np.errstate(all="ignore"):
             dweight = of_scale * r + of_shift * d

@@ -125,8 +125,8 @@ class SyncBatchNorm(TrackingLayer):
         momentum = self._average_momentum() if self.momentum is None else self.momentum
         return binding.batch_forward(
             x, self.weight, self.bias, mean, var, residual, out, of_batch, momentum, self.eps,
-            self.layout, self.activation, self.negative_slope, only_y, self.num_features, None,
-            MOVED, exchange, counted
+            self.layout, self.activation, self.negative_slope, only_y, counted,
+            self.num_features, None, MOVED, exchange
         )  # fmt: skip
 
     def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:

@@ -118,8 +118,8 @@ def batch_norm_forward(
         )  # fmt: skip
     return together(as_group(group), FORWARD, lambda exchange: binding.batch_forward(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-        layout, activation, negative_slope, WITH_STATISTICS, None, None, MOVED, exchange,
-        (mask, lengths, length_axis)
+        layout, activation, negative_slope, WITH_STATISTICS, (mask, lengths, length_axis), None,
+        None, MOVED, exchange
     ))  # fmt: skip
 
 
@@ -197,5 +197,5 @@ def batch_norm_backward(
         )  # fmt: skip
     return together(as_group(group), BACKWARD, lambda exchange: binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, None, MOVED, exchange, (mask, lengths, length_axis)
+        negative_slope, INPUT, (mask, lengths, length_axis), None, MOVED, exchange
     ))  # fmt: skip

@@ -60,7 +60,7 @@ class _Normalise(torch.autograd.Function):
         torch.get_num_threads()  # makes OpenMP's number, one for each Python thread, PyTorch's
         y, *ctx.statistics = binding.batch_forward(
             _array(x), _array(weight), _array(bias), mean, var, None, None, True, momentum, eps,
-            None, None, 0.0, WITH_STATISTICS, None, None, MOVED, exchange
+            None, None, 0.0, WITH_STATISTICS, None, None, None, MOVED, exchange
         )  # fmt: skip
         for tensor, array in zip(running, kept, strict=True):
             if tensor is not None and tensor.dtype not in (torch.float32, torch.float64):
@@ -81,7 +81,7 @@ def _gradients(ctx: Any, dy: Tensor, exchange: Exchange) -> tuple[Tensor | None,
     torch.get_num_threads()
     dx, dweight, dbias = binding.batch_backward(
         _array(dy), _array(x), mean, invstd, _array(weight), None, None, None, True, None,
-        None, 0.0, INPUT, None, MOVED, exchange
+        None, 0.0, INPUT, None, None, MOVED, exchange
     )  # fmt: skip
     return (
         _like(dx, x),
