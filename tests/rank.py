@@ -139,9 +139,44 @@ def errors(group, rank, size):
         kind, text = raised(lambda: sync.batch_norm_forward(own, group=group))
         assert kind is RuntimeError
         assert f"rank {0 if rank else 1}" in text
+        # Few, and more than there are in one block.
+        own = np.ones((4, 600 if rank == size - 1 else 6))
+        kind, text = raised(lambda: sync.batch_norm_forward(own, group=group))
+        assert kind is RuntimeError
+        assert "has 600 channels" in text or "this rank 600" in text
     kind, text = raised(lambda: sync.batch_norm_forward(x[: rank == 0], group=group))
     assert kind is ValueError
     assert "more than one value" in text
+
+
+def options(group, rank, split):
+    """Many channels, ghost batches, lengths, and the switches of running statistics."""
+    rng = np.random.default_rng(3)
+    x, dy = rng.standard_normal((2, 12, 6, 700))
+    lengths = np.array([6, 0, 3, 1, 1, 2, 5, 6, 0, 0, 4, 2])
+    chosen = {"layout": "NTC", "ghost_batch_size": 4}
+    one, running = ((np.zeros(700), np.ones(700)) for _ in range(2))
+    y, mean, invstd = fastbn.batch_norm_forward(
+        x, running_mean=one[0], running_var=one[1], unbiased=False, lengths=lengths, **chosen
+    )
+    dx, *_ = fastbn.batch_norm_backward(dy, x, mean, invstd, lengths=lengths, **chosen)
+    own, own_dy, own_y, own_dx, counts = (parts_of(a, split)[rank] for a in (x, dy, y, dx, lengths))
+    found, *statistics = sync.batch_norm_forward(
+        own, group=group, running_mean=running[0], running_var=running[1], unbiased=False,
+        lengths=counts, **chosen
+    )  # fmt: skip
+    gradient, *_ = sync.batch_norm_backward(
+        own_dy, own, *statistics, group=group, lengths=counts, **chosen
+    )
+    np.testing.assert_allclose(statistics, [mean, invstd], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(running, one, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(found, own_y, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(gradient, own_dx, rtol=1e-9, atol=1e-9)
+    sync.batch_norm_forward(
+        own, group=group, running_mean=running[0], running_var=running[1], layout="NTC",
+        update_running=False
+    )  # fmt: skip
+    np.testing.assert_allclose(running, one, rtol=1e-10, atol=1e-10)
 
 
 def modules(group, rank, split, dtype, format):
@@ -234,6 +269,8 @@ def check_all(engine, gloo):
         for split, (shape, layout), dtype in itertools.product(SPLITS[size], LAYOUTS, DTYPES):
             equality(group, rank, split, shape, layout, dtype)
             print("equality", size, split, layout, dtype, flush=True)
+        for split in SPLITS[size]:
+            options(group, rank, split)
         errors(group, rank, size)
         print("errors", size, flush=True)
         if gloo:

@@ -173,6 +173,8 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
     cdef cnp.ndarray own = new_table(2, r.parameters), whole
     cdef double* vectors = numbers_of(own)
     cdef double count
+    if a.mode == CHECKED:
+        return 0
     try:
         with nogil:
             status = core.run_own(r, threads, &count, vectors)
@@ -184,8 +186,8 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
             raise_fault(f, a)
         if backward:
             core.commit(r)
-        count, whole = exchange(count, own)
-        vectors = numbers_of(whole)
+        a.count, whole = exchange(count, own)
+        count, vectors = a.count, numbers_of(whole)
         with nogil:
             status = core.run_rest(r, count, vectors)
         if threads > 1:
@@ -195,8 +197,11 @@ cdef int compute_part(Frame* f, Arrays a, exchange) except -1:
         a.copy_back()
         if not backward:
             PyErr_CheckSignals()
-            core.commit(r)
-            a.return_running()
+            if a.mode == HELD:
+                a.m2 = None if f.call.running_var == NULL else whole[1]
+            else:
+                core.commit(r)
+                a.return_running()
     finally:
         core.release(r)
     return 0
@@ -284,7 +289,8 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     else:
         compute(&f, a)
     if training and (mode == HELD or mode == UNMOVED):
-        return a.given_out, a.mean, a.invstd, count_of(&f, x, channels), a.m2
+        count = count_of(&f, x, channels) if exchange is None else a.count
+        return a.given_out, a.mean, a.invstd, count, a.m2
     return a.given_out if only_y else (a.given_out, a.mean, a.invstd)
 
 

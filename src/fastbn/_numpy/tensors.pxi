@@ -123,6 +123,7 @@ cdef class Arrays:
     cdef cnp.ndarray given_running_mean
     cdef cnp.ndarray given_running_var
     cdef cnp.ndarray m2         # of the batch, where running statistics are held
+    cdef double count           # values of a channel in the batch that x is a part of
     cdef int mode
     cdef int gradient_dtype
     cdef int copied             # bit i: argument ARG_X + i

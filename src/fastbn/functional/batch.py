@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Vector,
     )
     from fastbn.stats import BatchStats
+    from fastbn.sync._exchange import Exchange
 
 
 @filled
@@ -124,7 +125,7 @@ def batch_norm(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
             layout, activation, negative_slope, ONLY_Y, (mask, lengths, length_axis)
         )  # fmt: skip
-    return _forward_otherwise(
+    return forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
         layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
         on_nonfinite, counted_of(mask, lengths, length_axis)
@@ -216,14 +217,14 @@ def batch_norm_forward(
             x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
             layout, activation, negative_slope, WITH_STATISTICS, (mask, lengths, length_axis)
         )  # fmt: skip
-    return _forward_otherwise(
+    return forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
         layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
         on_nonfinite, counted_of(mask, lengths, length_axis)
     )  # fmt: skip
 
 
-def _forward_otherwise(
+def forward_otherwise(
     x: NDArray[Floating],
     weight: Vector | None,
     bias: Vector | None,
@@ -242,8 +243,12 @@ def _forward_otherwise(
     unbiased: bool,
     on_nonfinite: OnNonfinite,
     counted: Counted,
+    exchange: Exchange | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
-    # By slices, or where running statistics do not follow the batch as the engine has it.
+    """Normalise by slices, or where running statistics follow otherwise than in the engine.
+
+    As `batch_norm_forward`; `exchange`: of a part of a batch, in training.
+    """
     size = ghost.check_size(ghost_batch_size)
     moves = binding.check_flag(update_running, "update_running")
     unbiased = binding.check_flag(unbiased, "unbiased")
@@ -260,11 +265,15 @@ def _forward_otherwise(
     kept = (running_mean, running_var) if moves else (None, None)
 
     def normalise(
-        x: NDArray, residual: NDArray | None, out: NDArray | None, counted: Counted
+        x: NDArray,
+        residual: NDArray | None,
+        out: NDArray | None,
+        counted: Counted,
+        exchange: Exchange | None,
     ) -> Any:
         result = binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, True, *options,
-            WITH_STATISTICS, counted, None, None, mode
+            WITH_STATISTICS, counted, None, None, mode, exchange
         )  # fmt: skip
         if not plain:
             y, mean, invstd, count, m2 = result
@@ -274,13 +283,13 @@ def _forward_otherwise(
         return result
 
     if size is None:
-        return normalise(x, residual, out, counted)
+        return normalise(x, residual, out, counted, exchange)
     y = binding.batch_forward(
         x, weight, bias, kept[0], kept[1], residual, out, True, *options, ONLY_Y, counted, None,
-        None, CHECKED
+        None, CHECKED, exchange
     )  # fmt: skip
     with ghost.unmoved_on_error(*kept):
-        return ghost.forward(x, residual, y, layout, size, normalise, counted)
+        return ghost.forward(x, residual, y, layout, size, normalise, counted, exchange)
 
 
 @filled
@@ -356,15 +365,44 @@ def batch_norm_backward(
     >>> dbias
     array([1.])
     """
+    if ghost_batch_size is None:
+        return binding.batch_backward(
+            dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
+            negative_slope, INPUT, (mask, lengths, length_axis)
+        )  # fmt: skip
+    return backward_otherwise(
+        dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
+        negative_slope, ghost_batch_size, counted_of(mask, lengths, length_axis)
+    )  # fmt: skip
+
+
+def backward_otherwise(
+    dy: NDArray[Floating],
+    x: NDArray[Floating],
+    mean: Kept,
+    invstd: Kept,
+    weight: Vector | None,
+    bias: Vector | None,
+    residual: NDArray[Floating] | None,
+    out: NDArray[Floating] | None,
+    training: bool,
+    layout: str | None,
+    activation: Activation | None,
+    negative_slope: float,
+    ghost_batch_size: SupportsIndex | None,
+    counted: Counted,
+    exchange: Exchange | None = None,
+) -> Gradients[Floating]:
+    """Return the gradients of `forward_otherwise`."""
     size = ghost.check_size(ghost_batch_size)
     if size is not None and binding.check_flag(training, "training"):
         return ghost.backward(
             dy, x, mean, invstd, weight, bias, residual, out, layout, activation, negative_slope,
-            size, counted_of(mask, lengths, length_axis)
+            size, counted, exchange
         )  # fmt: skip
     return binding.batch_backward(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, (mask, lengths, length_axis)
+        negative_slope, INPUT, counted, None, MOVED, exchange
     )  # fmt: skip
 
 

@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Batch norm by slices of the batch, each with statistics of its own: one call for each.
 
-Ghost batch norm: Hoffer, Hubara & Soudry 2017, algorithm 1. May cut tensors into slices. May
-not compute with their elements.
+Ghost batch norm: Hoffer, Hubara & Soudry 2017, algorithm 1. With an exchange the batch is that
+of all ranks, one after another. May cut tensors into slices. May not compute with their
+elements.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, SupportsIndex
+from functools import partial
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from fastbn._numpy import CHECKED, INPUT, binding
-from fastbn.functional.counted import ALL, Counted
+from fastbn._numpy import CHECKED, INPUT, MOVED, binding
+from fastbn.functional.counted import Counted
 from fastbn.functional.rounding import rounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
+    from fastbn.sync._exchange import Exchange
 
 
 def check_size(ghost_batch_size: SupportsIndex | None) -> int | None:
@@ -33,45 +37,49 @@ def check_size(ghost_batch_size: SupportsIndex | None) -> int | None:
     return size
 
 
-def slices_of(x: NDArray, layout: str | None, size: int) -> list[tuple[slice, ...]]:
-    """Return the slices of x along its instances; raise if one has one value per channel."""
-    axis = binding.axis_of_instances(layout)
-    instances = x.shape[axis]
-    slices = [
-        (*[slice(None)] * axis, slice(start, min(start + size, instances)))
-        for start in range(0, instances, size)
-    ]
-    channels = binding.count_channels(x, layout, "x")
-    if slices and x.size:
-        least = min(size, instances, instances % size or size)
-        if x.size // (channels * instances) * least == 1:
+def _values_of(x: NDArray, layout: str | None, counted: Counted) -> NDArray[np.int64]:
+    # How many values of a channel each instance has, of those that count.
+    instances, channels = binding.axis_of_instances(layout), binding.axis_of_channels(layout, x)
+    shape = [length for axis, length in enumerate(x.shape) if axis != channels]
+    axis = instances - (instances > channels)
+    if counted.mask is None:
+        return np.full(shape[axis], math.prod(shape[:axis] + shape[axis + 1 :]))
+    others = tuple(i for i in range(len(shape)) if i != axis)
+    return np.count_nonzero(np.broadcast_to(counted.mask, shape), others)
+
+
+def _cut(
+    x: NDArray, layout: str | None, size: int, counted: Counted, exchange: Exchange | None
+) -> list[tuple[tuple[slice, ...], Counted]]:
+    """Return the slices of x along its instances, and what counts of each; or raise.
+
+    Of a part of a batch, they are what it has of the slices of the whole.
+    """
+    axis, channels = binding.axis_of_instances(layout), binding.axis_of_channels(layout, x)
+    counted = counted.as_mask(x, layout)
+    own = values = _values_of(x, layout, counted)
+    before = 0
+    if exchange is not None:
+        ranks = exchange.instances(x.shape[channels], own.astype(np.float64))
+        values = np.concatenate(ranks).astype(np.int64)
+        before = sum(map(len, ranks[: exchange.group.rank]))
+    slices = []
+    for start in range(0, len(values), size):
+        stop = min(start + size, len(values))
+        if values[start:stop].sum() == 1:
             raise ValueError(
                 "ghost_batch_size: expected slices of more than one value per channel, got "
-                f"{size} for x of shape {x.shape}, which leaves a slice of one"
+                f"{size}, with one value in instances {start} to {stop - 1} of {len(values)}"
             )
+        part = slice(*(min(max(i - before, 0), len(own)) for i in (start, stop)))
+        counts = counted.of_instances(part, axis - (axis > channels))
+        slices.append(((*[slice(None)] * axis, part), counts))
     return slices
 
 
-def counted_slices(
-    x: NDArray, layout: str | None, slices: list[tuple[slice, ...]], counted: Counted
-) -> list[Counted]:
-    """Return what counts of each slice; raise if it is one value per channel."""
-    whole = counted.as_mask(x, layout)
-    if whole.mask is None:
-        return [ALL] * len(slices)
-    instances, channels = binding.axis_of_instances(layout), binding.axis_of_channels(layout, x)
-    parts = [whole.of_instances(part[-1], instances - (instances > channels)) for part in slices]
-    shape = list(x.shape)
-    del shape[channels]
-    for part, counts in zip(slices, parts, strict=True):
-        assert counts.mask is not None
-        shape[instances - (instances > channels)] = part[-1].stop - part[-1].start
-        if np.count_nonzero(np.broadcast_to(counts.mask, shape)) == 1:
-            raise ValueError(
-                "ghost_batch_size: expected slices of more than one value per channel, got "
-                f"{part[-1]} of x of shape {x.shape}, of which one value counts"
-            )
-    return parts
+def _each(exchange: Exchange | None, compute: Callable[[Exchange | None], Any]) -> Any:
+    # One slice, of all ranks.
+    return compute(None) if exchange is None else exchange.again(compute)
 
 
 @contextmanager
@@ -93,16 +101,18 @@ def forward(
     y: NDArray[Floating],
     layout: str | None,
     size: int,
-    normalise: Callable[[NDArray, NDArray | None, NDArray, Counted], tuple],
+    normalise: Callable[[NDArray, NDArray | None, NDArray, Counted, Exchange | None], tuple],
     counted: Counted,
+    exchange: Exchange | None = None,
 ) -> tuple[NDArray[Floating], Float64, Float64]:
-    """Return y and the statistics of the slices: `normalise(x, residual, out, counted)` of each."""
-    slices = slices_of(x, layout, size)
-    counts = counted_slices(x, layout, slices, counted)
+    """Return y and the statistics of the slices, once each of them was normalised."""
+    slices = _cut(x, layout, size, counted, exchange)
     mean, invstd = np.empty((2, len(slices), binding.count_channels(x, layout, "x")))
-    for i, part in enumerate(slices):
+    for i, (part, counts) in enumerate(slices):
         residuals = None if residual is None else residual[part]
-        _, mean[i], invstd[i] = normalise(x[part], residuals, y[part], counts[i])
+        _, mean[i], invstd[i] = _each(
+            exchange, partial(normalise, x[part], residuals, y[part], counts)
+        )
     return y, mean, invstd
 
 
@@ -120,27 +130,38 @@ def backward(
     negative_slope: float,
     size: int,
     counted: Counted,
+    exchange: Exchange | None = None,
 ) -> Gradients[Floating]:
     """Return the gradients; those of parameters are summed in float64, slice after slice."""
     channels = binding.count_channels(x, layout, "x")
-    slices = slices_of(x, layout, size)
-    shape = (len(slices), channels)
-    for name, table in ("mean", mean), ("invstd", invstd):
-        binding.check_parameter(table, name, shape)
-        binding.check_apart(out, table, name)
     options = (True, layout, activation, negative_slope, INPUT)
     one = np.zeros(channels)
     dx, dweight, dbias, *rest = binding.batch_backward(
-        dy, x, one, one, weight, bias, residual, out, *options, counted, None, CHECKED
+        dy, x, one, one, weight, bias, residual, out, *options, counted, None, CHECKED, exchange
     )
-    counts = counted_slices(x, layout, slices, counted)
-    sums = np.zeros((2, channels))
-    for i, part in enumerate(slices):
+    binding.check_apart(out, mean, "mean")
+    binding.check_apart(out, invstd, "invstd")
+    slices = _cut(x, layout, size, counted, exchange)
+
+    def check_tables() -> None:
+        for name, table in ("mean", mean), ("invstd", invstd):
+            binding.check_parameter(table, name, (len(slices), channels))
+
+    def gradients_of(
+        i: int, part: tuple[slice, ...], counts: Counted, exchange: Exchange | None
+    ) -> Any:
+        check_tables()  # here, where the other ranks hear of what is wrong
         residuals = (None, None) if residual is None else (residual[part], rest[0][part])
-        _, *gradients = binding.batch_backward(
+        return binding.batch_backward(
             dy[part], x[part], mean[i], invstd[i], weight, bias, residuals[0], dx[part],
-            *options, counts[i], residuals[1]
+            *options, counts, residuals[1], MOVED, exchange
         )  # fmt: skip
+
+    if not slices:
+        check_tables()
+    sums = np.zeros((2, channels))
+    for i, (part, counts) in enumerate(slices):
+        _, *gradients = _each(exchange, partial(gradients_of, i, part, counts))
         with np.errstate(all="ignore"):
             sums += gradients[:2]
     with np.errstate(all="ignore"):

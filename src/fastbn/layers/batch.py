@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from fastbn._types import Activation, Float64, Floating, Gradients, OnNonfinite
+    from fastbn.sync._exchange import Exchange
 
 
 class Normalised(NamedTuple):
@@ -218,23 +219,32 @@ class BatchNorm(PopulationLayer):
         return y, Normalised(mean, invstd, True, self.ghost_batch_size, counted)
 
     def _normalise_batch(
-        self, x: Any, residual: Any, out: Any, moves: bool, counted: Counted
+        self,
+        x: Any,
+        residual: Any,
+        out: Any,
+        moves: bool,
+        counted: Counted,
+        exchange: Exchange | None = None,
     ) -> tuple:
         # Whole, or slice after slice.
         size = self.ghost_batch_size
         if size is None:
-            return self._normalise(x, residual, out, moves, counted)
+            return self._normalise(x, residual, out, moves, counted, exchange)
         mean, var = (self.running_mean, self.running_var) if moves else (None, None)
         y = binding.batch_forward(
             x, self.weight, self.bias, mean, var, residual, out, True, 0.0, self.eps, self.layout,
-            self.activation, self.negative_slope, ONLY_Y, counted, self.num_features, None, CHECKED
+            self.activation, self.negative_slope, ONLY_Y, counted, self.num_features, None,
+            CHECKED, exchange
         )  # fmt: skip
 
-        def normalise(x: Any, residual: Any, out: Any, counted: Counted) -> tuple:
-            return self._normalise(x, residual, out, moves, counted)
+        def normalise(
+            x: Any, residual: Any, out: Any, counted: Counted, exchange: Exchange | None
+        ) -> tuple:
+            return self._normalise(x, residual, out, moves, counted, exchange)
 
         with self._as_before_on_error():
-            return ghost.forward(x, residual, y, self.layout, size, normalise, counted)
+            return ghost.forward(x, residual, y, self.layout, size, normalise, counted, exchange)
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
         mean, invstd, training, size, counted = statistics

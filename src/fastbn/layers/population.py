@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastbn._types import OnNonfinite
+    from fastbn.sync._exchange import Exchange
 
 #: What running statistics may be.
 TRACKS = ("average", "pooled")
@@ -58,18 +59,27 @@ class PopulationLayer(TrackingLayer):
         self.skipped = 0
 
     def _normalise(
-        self, x: Any, residual: Any, out: Any, moves: bool = True, counted: Counted = ALL
+        self,
+        x: Any,
+        residual: Any,
+        out: Any,
+        moves: bool = True,
+        counted: Counted = ALL,
+        exchange: Exchange | None = None,
     ) -> tuple:
-        # With the statistics of the batch: y, mean, invstd.
+        # With the statistics of the batch, or of what it is a part of: y, mean, invstd.
         as_engine = (
-            self.track == "average" and self.unbiased is True and self.on_nonfinite == "propagate"
+            self.track == "average"
+            and self.unbiased is True
+            and self.on_nonfinite == "propagate"
+            and exchange is None
         )
         mode = UNMOVED if not moves else MOVED if as_engine else HELD
         result = binding.batch_forward(
             x, self.weight, self.bias, self.running_mean, self.running_var, residual, out, True,
             self._average_momentum() if self.momentum is None else self.momentum, self.eps,
             self.layout, self.activation, self.negative_slope, WITH_STATISTICS, counted,
-            self.num_features, None, mode
+            self.num_features, None, mode, exchange
         )  # fmt: skip
         if mode == MOVED:
             self._count(x, counted)

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from fastbn._docs import filled
-from fastbn._numpy import MOVED, ONLY_Y, WITH_STATISTICS, binding
-from fastbn.functional.counted import Counted
-from fastbn.layers.base import TrackingLayer
+from fastbn._numpy import binding
+from fastbn.functional.counted import counted_of
+from fastbn.layers.batch import BatchNorm, Normalised
 from fastbn.sync import batch_norm_backward
 from fastbn.sync._exchange import BACKWARD, FORWARD, Exchange, together
 from fastbn.sync._groups import as_group
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-    from fastbn._types import Activation, Floating, Gradients
+    from fastbn._types import Activation, Floating, Gradients, OnNonfinite
 
 
 @filled
-class SyncBatchNorm(TrackingLayer):
+class SyncBatchNorm(BatchNorm):
     """Batch normalisation with the statistics of the batches of all ranks of a group.
 
     As `BatchNorm`, but in training each call and each `backward` is one of all ranks.
-    Evaluation sends nothing.
+    Evaluation, and a layer that is frozen, send nothing.
 
     Parameters
     ----------
@@ -37,6 +37,12 @@ class SyncBatchNorm(TrackingLayer):
     {track}
     {group}
     {layout}
+    track : {"average", "pooled"}, default "average"
+        As for `BatchNorm`.
+    {ghost}
+        They are cut from the batches of all ranks, one after another.
+    {unbiased}
+    {on_nonfinite}
     {activation}
     {negative_slope}
     {dtype: parameters and running statistics}
@@ -45,6 +51,8 @@ class SyncBatchNorm(TrackingLayer):
     ----------
     {weights: (C,)}
     {tracked}
+    pooled, skipped, frozen
+        As for `BatchNorm`.
     {gradients: (C,)}
         They are this rank's own share: the gradients of the whole batch are the sums over
         all ranks.
@@ -77,56 +85,84 @@ class SyncBatchNorm(TrackingLayer):
         *,
         group: Any = None,
         layout: str | None = None,
+        track: str = "average",
+        ghost_batch_size: SupportsIndex | None = None,
+        unbiased: bool = True,
+        on_nonfinite: OnNonfinite = "propagate",
         activation: Activation | None = None,
         negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, layout=layout,
+            num_features, eps, momentum, affine, track_running_stats, layout=layout, track=track,
+            ghost_batch_size=ghost_batch_size, unbiased=unbiased, on_nonfinite=on_nonfinite,
             activation=activation, negative_slope=negative_slope, dtype=dtype
         )  # fmt: skip
         if group is not None:
             as_group(group)
         self.group = group
 
-    def _forward_counted(
-        self, x: Any, residual: Any, out: Any, training: bool, counted: Counted
-    ) -> Any:
-        tensors = (x, residual, out)
-        if not training:
-            tracks = self.running_mean is not None and self.running_var is not None
-            return self._normalise(tensors, counted, not tracks, ONLY_Y, None)
-        if self.group is None:
-            result = self._normalise(tensors, counted, True, WITH_STATISTICS, None)
-            self._count(x, counted)
-            return result
+    def _meets(self) -> bool:
+        # Whether a call, or its backward, is one of all ranks.
+        return self.group is not None and self.training and not self.frozen
+
+    @filled
+    def __call__(
+        self,
+        x: NDArray[Floating],
+        out: NDArray[Floating] | None = None,
+        *,
+        residual: NDArray[Floating] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        lengths: ArrayLike | None = None,
+        length_axis: str | None = None,
+        update_running: bool = True,
+    ) -> NDArray[Floating]:
+        """Normalise `x`, a part of the batch; in training, keep what `backward` needs.
+
+        Parameters
+        ----------
+        {layer_channels}
+        {layer_out}
+        {layer_residual}
+        {counted}
+            Of this part of the batch. `backward` uses what the call had.
+        {update_running}
+
+        Returns
+        -------
+        {y}
+
+        Raises
+        ------
+        ValueError, TypeError, FloatingPointError
+            As `BatchNorm.__call__`; what is not finite in the whole batch is raised by all
+            ranks.
+        RuntimeError, Exception
+            As `sync.batch_norm_forward`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.SyncBatchNorm(1)
+        >>> bn(np.array([[1.0], [3.0]])).round(3).ravel().tolist()
+        [-1.0, 1.0]
+        """
 
         def compute(exchange: Exchange) -> Any:
-            result = self._normalise(tensors, counted, True, WITH_STATISTICS, exchange)
-            # By the whole batch: it is the same number on all ranks.
-            if self.num_batches_tracked is not None and exchange.count:
-                self.num_batches_tracked += 1
-            return result
+            counted = counted_of(mask, lengths, length_axis)
+            moves = binding.check_flag(update_running, "update_running")
+            y, mean, invstd = self._normalise_batch(x, residual, out, moves, counted, exchange)
+            self._keep(
+                x, residual, out, Normalised(mean, invstd, True, self.ghost_batch_size, counted)
+            )
+            return y
 
-        return together(as_group(self.group), FORWARD, compute)
-
-    def _normalise(
-        self,
-        tensors: tuple,
-        counted: Counted,
-        of_batch: bool,
-        only_y: bool,
-        exchange: Exchange | None,
-    ) -> Any:
-        # In evaluation by the batch there is nothing to keep.
-        x, residual, out = tensors
-        keeps = self.training or not of_batch
-        mean, var = (self.running_mean, self.running_var) if keeps else (None, None)
-        momentum = self._average_momentum() if self.momentum is None else self.momentum
-        return binding.batch_forward(
-            x, self.weight, self.bias, mean, var, residual, out, of_batch, momentum, self.eps,
-            self.layout, self.activation, self.negative_slope, only_y, counted,
-            self.num_features, None, MOVED, exchange
+        if self._meets():
+            return together(as_group(self.group), FORWARD, compute)
+        return super().__call__(
+            x, out, residual=residual, mask=mask, lengths=lengths, length_axis=length_axis,
+            update_running=update_running
         )  # fmt: skip
 
     def backward(self, dy: NDArray[Floating], out: NDArray[Floating] | None = None) -> Any:
@@ -160,7 +196,7 @@ class SyncBatchNorm(TrackingLayer):
         >>> bn.backward(np.array([[1.0], [0.0], [0.0]])).round(3).ravel().tolist()
         [0.176, -0.22, 0.044]
         """
-        if self._saved is None and self.group is not None:
+        if self._saved is None and self._meets():
             # This rank has nothing to send but its error.
             return together(
                 as_group(self.group), BACKWARD, lambda _: super(SyncBatchNorm, self).backward(dy)
@@ -168,9 +204,9 @@ class SyncBatchNorm(TrackingLayer):
         return super().backward(dy, out)
 
     def _gradients(self, dy: Any, x: Any, statistics: tuple, residual: Any, out: Any) -> Gradients:
-        mean, invstd, counted = statistics
+        mean, invstd, training, size, counted = statistics
         return batch_norm_backward(
-            dy, x, mean, invstd, self.weight, group=self.group, bias=self.bias,
-            layout=self.layout, activation=self.activation, negative_slope=self.negative_slope,
-            residual=residual, out=out, **counted._asdict()
+            dy, x, mean, invstd, self.weight, group=self.group, bias=self.bias, training=training,
+            layout=self.layout, ghost_batch_size=size, activation=self.activation,
+            negative_slope=self.negative_slope, residual=residual, out=out, **counted._asdict()
         )  # fmt: skip

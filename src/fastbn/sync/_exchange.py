@@ -6,6 +6,9 @@ A message is an array of float64:
     kind, channels, count, then two numbers of each channel
         FORWARD     mean and M2
         BACKWARD    sum of dy, and of dy * xhat
+    kind + SLICED, channels, instances, then how many values of a channel each of them has:
+        before ghost batches, which are cut from the whole batch, and each of which has a
+        message of its own
     ERROR, then the text of the error, a number for each byte of it
 
 An error before the exchange is sent in the place of the numbers, so that no rank waits for
@@ -29,14 +32,22 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-ERROR, FORWARD, BACKWARD = 0, 1, 2
-NAMES = {FORWARD: "forward", BACKWARD: "backward"}
+ERROR, FORWARD, BACKWARD, SLICED = 0, 1, 2, 2
+NAMES = {
+    FORWARD: "forward",
+    BACKWARD: "backward",
+    FORWARD + SLICED: "forward with ghost batches",
+    BACKWARD + SLICED: "backward with ghost batches",
+}
 HEADER = 3
 LONGEST_TEXT = 400  # bytes
 
 
 class Exchange:
-    """One collective of a group: a part of the batch becomes the whole."""
+    """One collective of a group: a part of the batch becomes the whole.
+
+    With ghost batches the one collective of `instances`, then `again` for each of them.
+    """
 
     def __init__(self, group: Group, kind: int) -> None:
         self.group, self.kind = group, kind
@@ -47,10 +58,7 @@ class Exchange:
     def __call__(self, count: float, own: Float64) -> tuple[float, Float64]:
         """Return count and vectors of the whole batch, or raise what any rank has to tell."""
         channels = own.shape[1]
-        message = np.concatenate(([self.kind, channels, count], own.reshape(-1)))
-        messages = self._gather(message)
-        for rank, other in enumerate(messages):
-            _check(other, rank, self.kind, channels)
+        messages = self._told(self.kind, channels, count, own.reshape(-1))
         parts = [(m[2], m[HEADER:].reshape(2, channels)) for m in messages]
         self.count = sum(float(n) for n, _ in parts)
         if self.count == 1.0:
@@ -60,10 +68,26 @@ class Exchange:
             )
         return self.count, (_merged if self.kind == FORWARD else _added)(parts)
 
+    def instances(self, channels: int, counts: Float64) -> list[Float64]:
+        """Return how many values of a channel each instance has, of the instances of all ranks."""
+        messages = self._told(self.kind + SLICED, channels, len(counts), counts)
+        return [message[HEADER:] for message in messages]
+
+    def again(self, compute: Callable[[Exchange], Result]) -> Result:
+        """Return `compute(exchange)` of another exchange, of the same group and kind."""
+        return together(self.group, self.kind, compute)
+
     def refuse(self, error: Exception) -> None:
         """Tell the others that they will get no numbers from here."""
         text = f"{type(error).__name__}: {error}".encode()[:LONGEST_TEXT]
         self._gather(np.concatenate(([ERROR], np.frombuffer(text, np.uint8))))
+
+    def _told(self, kind: int, channels: int, count: float, numbers: Float64) -> list[Float64]:
+        # The messages of all ranks, once all of them fit this one.
+        messages = self._gather(np.concatenate(([kind, channels, count], numbers)))
+        for rank, other in enumerate(messages):
+            _check(other, rank, kind, channels)
+        return messages
 
     def _gather(self, message: Float64) -> list[Float64]:
         self.begun = True

@@ -3,20 +3,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
 from fastbn import functional
 from fastbn._docs import filled
-from fastbn._numpy import INPUT, MOVED, WITH_STATISTICS, binding
+from fastbn.functional.batch import backward_otherwise, forward_otherwise
+from fastbn.functional.counted import counted_of
 from fastbn.sync._exchange import BACKWARD, FORWARD, together
 from fastbn.sync._groups import as_group
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from fastbn._types import Activation, Float64, Floating, Gradients, Kept, Vector
+    from fastbn._types import (
+        Activation,
+        Float64,
+        Floating,
+        Gradients,
+        Kept,
+        OnNonfinite,
+        Vector,
+    )
 
 
 def _is_false(flag: object) -> bool:
@@ -39,6 +48,10 @@ def batch_norm_forward(
     mask: NDArray[np.bool_] | None = None,
     lengths: ArrayLike | None = None,
     length_axis: str | None = None,
+    ghost_batch_size: SupportsIndex | None = None,
+    update_running: bool = True,
+    unbiased: bool = True,
+    on_nonfinite: OnNonfinite = "propagate",
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -64,6 +77,11 @@ def batch_norm_forward(
     {layout}
     {counted}
         Of this part of the batch.
+    {ghost}
+        They are cut from the whole batch: the parts, one after another.
+    {update_running}
+    {unbiased}
+    {on_nonfinite}
     {activation}
     {negative_slope}
     {residual}
@@ -73,13 +91,15 @@ def batch_norm_forward(
     -------
     {y}
     {mean_and_invstd: of shape (C,)}
-        Of the whole batch: the same bits on all ranks.
+        Of the whole batch, or of all its slices: the same bits on all ranks.
 
     Raises
     ------
     ValueError, TypeError
         As `fastbn.batch_norm_forward`; for a group that is none. One value per channel
         is judged by the whole batch.
+    FloatingPointError
+        See `on_nonfinite`; on all ranks.
     RuntimeError
         If another rank raises an error before the exchange, has another number of
         channels, or is in backward.
@@ -112,14 +132,15 @@ def batch_norm_forward(
     if group is None or _is_false(training):
         return functional.batch_norm_forward(
             x, weight, bias, running_mean=running_mean, running_var=running_var,
-            training=training, momentum=momentum, eps=eps, layout=layout, activation=activation,
-            negative_slope=negative_slope, residual=residual, out=out, mask=mask,
-            lengths=lengths, length_axis=length_axis
+            training=training, momentum=momentum, eps=eps, layout=layout, mask=mask,
+            lengths=lengths, length_axis=length_axis, ghost_batch_size=ghost_batch_size,
+            update_running=update_running, unbiased=unbiased, on_nonfinite=on_nonfinite,
+            activation=activation, negative_slope=negative_slope, residual=residual, out=out
         )  # fmt: skip
-    return together(as_group(group), FORWARD, lambda exchange: binding.batch_forward(
+    return together(as_group(group), FORWARD, lambda exchange: forward_otherwise(
         x, weight, bias, running_mean, running_var, residual, out, training, momentum, eps,
-        layout, activation, negative_slope, WITH_STATISTICS, (mask, lengths, length_axis), None,
-        None, MOVED, exchange
+        layout, activation, negative_slope, ghost_batch_size, update_running, unbiased,
+        on_nonfinite, counted_of(mask, lengths, length_axis), exchange
     ))  # fmt: skip
 
 
@@ -138,6 +159,7 @@ def batch_norm_backward(
     mask: NDArray[np.bool_] | None = None,
     lengths: ArrayLike | None = None,
     length_axis: str | None = None,
+    ghost_batch_size: SupportsIndex | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
     residual: NDArray[Floating] | None = None,
@@ -153,12 +175,15 @@ def batch_norm_backward(
     {dy}
     {forward_x}
     {forward_statistics: of shape (C,)}
+        Those of ghost batches have shape (slices, C).
     {forward_affine: (C,)}
     {group}
     training : bool, default True
         Whether the forward pass used the statistics of the batch.
     {forward_layout}
     {forward_counted}
+    ghost_batch_size : int, optional
+        As in the forward pass.
     {forward_fusion}
     {dx_out}
 
@@ -191,11 +216,11 @@ def batch_norm_backward(
     """
     if group is None or _is_false(training):
         return functional.batch_norm_backward(
-            dy, x, mean, invstd, weight, bias=bias, training=training, layout=layout,
-            activation=activation, negative_slope=negative_slope, residual=residual, out=out,
-            mask=mask, lengths=lengths, length_axis=length_axis
+            dy, x, mean, invstd, weight, bias=bias, training=training, layout=layout, mask=mask,
+            lengths=lengths, length_axis=length_axis, ghost_batch_size=ghost_batch_size,
+            activation=activation, negative_slope=negative_slope, residual=residual, out=out
         )  # fmt: skip
-    return together(as_group(group), BACKWARD, lambda exchange: binding.batch_backward(
+    return together(as_group(group), BACKWARD, lambda exchange: backward_otherwise(
         dy, x, mean, invstd, weight, bias, residual, out, training, layout, activation,
-        negative_slope, INPUT, (mask, lengths, length_axis), None, MOVED, exchange
+        negative_slope, ghost_batch_size, counted_of(mask, lengths, length_axis), exchange
     ))  # fmt: skip
