@@ -134,6 +134,43 @@ def check(case, dtype, counted, activation=None, adds=False):
             assert outside.tobytes() == bytes(outside.nbytes), name
 
 
+#: More than 4 MB, from which on kernels fetch what comes later.
+LARGE = [
+    Case("batch", (9, 64, 2000)),
+    Case("batch", (9, 2000, 64), layout="NTC"),
+    Case("batch", (9, 9000, 14), layout="NTC"),
+    Case("batch", (99, 128, 100)),
+    Case("group", (9, 64, 2000), 8),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=map(str, LARGE))
+@pytest.mark.parametrize("by", ["half", "few", "lengths"])
+def test_values_of_large_tensors(case, by, level):
+    n, along = case.shape[0], case.shape[1 if case.layout == "NTC" else 2]
+    counted = {"mask": a_mask(case, 0.5 if by == "half" else 0.01)}
+    if by == "lengths":
+        counted = {"lengths": [0, 1, along, 0, along // 2, *[7] * (n - 6), 0]}
+    check(case, "float32", counted)
+
+
+@pytest.mark.parametrize("gap", [1, 16])
+def test_bits_of_runs_with_gaps(gap):
+    # Runs of a larger tensor have those of runs side by side.
+    wide = np.random.default_rng(0).normal(size=(9, 64, 2000 + gap)).astype(np.float32)
+    x = wide[:, :, :2000]
+    found, wanted = (fastbn.batch_norm_forward(a) for a in (x, x.copy()))
+    assert all(map(assert_same_bits, found, wanted))
+    for result in (found, wanted):
+        dx = fastbn.batch_norm_backward(x, x, *result[1:])
+        assert_same_bits(dx[0], fastbn.batch_norm_backward(x.copy(), x.copy(), *result[1:])[0])
+
+
+def assert_same_bits(a, b):
+    assert np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+    return True
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_values_of_a_mask(case, dtype):
     check(case, dtype, {"mask": a_mask(case)})

@@ -28,7 +28,7 @@ cdef inline void load_columns(const Columns* columns, Py_ssize_t at, int terms,
                               RowGroup* g) noexcept nogil:
     # What a register of columns is read with.
     g.pivot = load_real(columns.pivot + at)
-    if terms != MOMENTS:
+    if terms & GRADIENTS:
         g.pow2_scale = load_real(columns.pow2_scale + at)
     if terms & ACTIVATED:
         g.scale = load_real(columns.scale + at)

@@ -34,17 +34,22 @@ cdef inline void matrix_extremes(const Matrix* m, Py_ssize_t first, Extremes* e)
         store_real(e.nan + at, blend_at(nan, was_nan, n))
 
 
+cdef void one_run_extremes(const elem* x, Py_ssize_t length, Py_ssize_t first,
+                           Extremes* e) noexcept nogil:
+    cdef Matrix m = matrix_of_run(<elem*>x, length)
+    cdef int part
+    for part in range(2):
+        matrix_extremes(&m, first, e)
+        m = remainder_matrix(m, length)
+
+
 cdef inline void run_extremes(const Job* job, const Block* block, Py_ssize_t channel,
                               Py_ssize_t channels, Extremes* e) noexcept nogil:
     cdef Py_ssize_t run, c
-    cdef Matrix m
-    cdef int part
     for run in range(block.run, block.run + block.runs):
         for c in range(channels):
-            m = long_matrix(job, &job.buffers.x, block, channel + c, run)
-            for part in range(2):
-                matrix_extremes(&m, c * RUN_COLUMNS, e)
-                m = remainder_matrix(m, block.length)
+            one_run_extremes(element(job, &job.buffers.x, channel + c, run, block.offset),
+                             block.length, c * RUN_COLUMNS, e)
 
 
 cdef inline void block_extremes(const Job* job, const Block* block, Py_ssize_t channel,
@@ -86,22 +91,22 @@ cdef void counted_run_extremes(const Job* job, const Block* block, Py_ssize_t ch
     # Of what counts in long runs.
     cdef ChunkCopy copy
     cdef Run chunk
-    cdef Matrix m
-    cdef Py_ssize_t run, c, i, at, part
+    cdef Py_ssize_t run, c, i, at, extent
     cdef const Mask* mask = &job.buffers.mask
     for run in range(block.run, block.run + block.runs):
+        extent = extent_of_run(job, block, run)
         for c in range(channels):
+            if extent >= 0:
+                one_run_extremes(element(job, &job.buffers.x, channel + c, run, block.offset),
+                                 extent, c * RUN_COLUMNS, e)
+                continue
             for i in range(ceil_div(block.length, RUN_COPIED)):
                 at = block.offset + i * RUN_COPIED
                 chunk = Run(element(job, &job.buffers.x, channel + c, run, at), NULL,
                             no_features(), minimum(RUN_COPIED, block.length - i * RUN_COPIED),
                             c * RUN_COLUMNS, mask.bytes + run * mask.period, mask.period, at)
-                copy_chunk(&chunk, fill[c * RUN_COLUMNS], MOMENTS, &copy)
-                m = copied_matrix(copy.x, RUN_COLUMNS, RUN_COLUMNS)
-                m.rows = chunk.length // RUN_COLUMNS
-                for part in range(2):
-                    matrix_extremes(&m, chunk.first, e)
-                    m = remainder_matrix(m, chunk.length)
+                copy_chunk(&chunk, fill[c * RUN_COLUMNS], &copy)
+                one_run_extremes(copy.x, chunk.length, chunk.first, e)
 
 
 cdef void counted_row_extremes(const Job* job, const Block* block, Py_ssize_t channel,

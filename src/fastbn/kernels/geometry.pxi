@@ -171,17 +171,22 @@ cdef inline Matrix short_matrix(const Job* job, const Operand* operand, const Bl
     return m
 
 
-cdef inline Matrix long_matrix(const Job* job, const Operand* operand, const Block* block,
-                               Py_ssize_t channel, Py_ssize_t run) noexcept nogil:
+cdef inline Matrix matrix_of_run(elem* data, Py_ssize_t length) noexcept nogil:
+    # But for what is less than a row (`remainder_matrix`).
     cdef Matrix m
-    m.data = element(job, operand, channel, run, block.offset)
-    m.rows = block.length // RUN_COLUMNS
+    m.data = data
+    m.rows = length // RUN_COLUMNS
     m.columns = RUN_COLUMNS
     m.step = RUN_COLUMNS
     m.jump_rows = 1
     m.jump = 0
     m.rows_before = 0
     return m
+
+
+cdef inline Matrix long_matrix(const Job* job, const Operand* operand, const Block* block,
+                               Py_ssize_t channel, Py_ssize_t run) noexcept nogil:
+    return matrix_of_run(element(job, operand, channel, run, block.offset), block.length)
 
 
 cdef inline Matrix remainder_matrix(Matrix m, Py_ssize_t length) noexcept nogil:

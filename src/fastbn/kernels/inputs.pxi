@@ -10,6 +10,7 @@ cdef enum:
     GRADIENTS = 1
     ACTIVATED = 2           # gradients, of which dy is taken back through an activation ...
     WEIGHTED = 4            # ... and multiplied by the weights of features
+    MASKED = 8              # a run, of which counts what its mask says; the others add 0
 
 cdef struct Inputs:
     # The same rows and columns of both. For moments, dy is x.

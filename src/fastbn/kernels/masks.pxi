@@ -11,8 +11,10 @@ cdef enum:
     # Elements of copies, at most. A thread may have a stack of 128 KB, of which sums of float64
     # need most.
     ROWS_COPIED = 32768 / (sizeof(real) * sizeof(real))
+    COLUMNS_COPIED = ROWS_COPIED / ROWS     # of which a row group fits
     RUN_COPIED = 512        # a whole number of row groups
-    AHEAD = 16              # rows from one that is copied to one that is fetched
+    FETCHED = 2048          # elements from what is copied to what is fetched
+    SEARCHED = 4            # times as many runs as are copied, for those that come then
 
 cdef struct ChunkCopy:
     # Of a part of a run.
@@ -43,7 +45,7 @@ cdef void select_elements(const elem* given, const signed char* mask, Py_ssize_t
     # the copy has been summed.
     cdef Py_ssize_t i = 0
     while i + WIDTH <= n:
-        prefetch(given + i, RUN_COPIED)
+        prefetch(given + i, FETCHED)
         store(to + i, select_bits(mask_bits(mask + i), load(given + i),
                                   load(fill + (<size_t>i & fill_bits))))
         i += WIDTH
@@ -52,22 +54,23 @@ cdef void select_elements(const elem* given, const signed char* mask, Py_ssize_t
                                   load(fill + (<size_t>i & fill_bits))))
 
 
-cdef void copy_chunk(Run* chunk, real pivot, int terms, ChunkCopy* copy) noexcept nogil:
+cdef inline const signed char* mask_of_chunk(const Run* chunk,
+                                             signed char* repeated) noexcept nogil:
+    # A byte for each of its elements: those of the run, unless these begin again within it.
+    cdef Py_ssize_t at = chunk.at % chunk.period
+    if at + chunk.length <= chunk.period:
+        return chunk.mask + at
+    repeat_mask(chunk.mask, chunk.period, at, chunk.length, repeated)
+    return repeated
+
+
+cdef void copy_chunk(Run* chunk, real instead, ChunkCopy* copy) noexcept nogil:
     # At most RUN_COPIED elements of a run, where the mask is set.
     cdef signed char repeated[RUN_COPIED + PADDING]
     cdef elem fill[PADDING]
-    cdef elem zeros[PADDING]
-    cdef Py_ssize_t at = chunk.at % chunk.period
-    cdef const signed char* mask = chunk.mask + at
-    if at + chunk.length > chunk.period:
-        repeat_mask(chunk.mask, chunk.period, at, chunk.length, repeated)
-        mask = repeated
-    store(zeros, set1(0))
-    store(fill, set1(pivot if terms == MOMENTS else 0))
-    select_elements(chunk.x, mask, chunk.length, fill, WIDTH - 1, copy.x)
-    if terms != MOMENTS:
-        select_elements(chunk.dy, mask, chunk.length, zeros, WIDTH - 1, copy.dy)
-    chunk.x, chunk.dy = copy.x, copy.dy
+    store(fill, set1(instead))
+    select_elements(chunk.x, mask_of_chunk(chunk, repeated), chunk.length, fill, WIDTH - 1, copy.x)
+    chunk.x = copy.x
 
 
 cdef inline Matrix copied_matrix(elem* data, Py_ssize_t columns, Py_ssize_t step) noexcept nogil:
@@ -84,33 +87,67 @@ cdef inline void copy_row(const Job* job, const Operand* operand, Py_ssize_t cha
     # a register.
     cdef const elem* row = element(job, operand, channel, run, 0)
     cdef Py_ssize_t i = 0, inner = job.problem.view.inner
-    cdef ptrdiff_t ahead = AHEAD * operand.middle if job.buffers.mask.bytes[run + AHEAD] else 0
     if length > inner != operand.channel:       # pixels of few channels, which are apart
         for i in range(length):
             to[i] = row[i * operand.channel]
         return
     while i + WIDTH <= length:
-        prefetch(row + i, ahead)
         store(to + i, load(row + i))
         i += WIDTH
     if i < length:
         store(to + i, load_n_or(row + i, length - i, set1(0)))
 
 
+cdef inline void fetch_row(const Job* job, const Operand* operand, Py_ssize_t channel,
+                           Py_ssize_t length, Py_ssize_t run) noexcept nogil:
+    cdef const elem* row = element(job, operand, channel, run, 0)
+    cdef Py_ssize_t i
+    for i in range(ceil_div(length, LINE)):
+        prefetch(row, i * LINE)
+
+
+cdef struct ChosenRuns:
+    Py_ssize_t first        # the run from which they are counted
+    Py_ssize_t count
+    int at[ROWS_COPIED + 1]
+
+
+cdef Py_ssize_t choose_runs(const Job* job, Py_ssize_t run, Py_ssize_t end, Py_ssize_t most,
+                            ChosenRuns* chosen) noexcept nogil:
+    # Those of [run, end) that count, at most so many. Returns the run past the last one. Nothing
+    # is decided run by run: a CPU could not guess it.
+    cdef const signed char* mask = job.buffers.mask.bytes
+    cdef Py_ssize_t count = 0, i = run
+    while count < most and i < end:
+        chosen.at[count] = <int>(i - run)
+        count -= mask[i]
+        i += 1
+    chosen.first, chosen.count = run, count
+    return i
+
+
 cdef Py_ssize_t copy_counted_runs(const Job* job, const Block* block, Py_ssize_t channel,
                                   Py_ssize_t length, Py_ssize_t step, Py_ssize_t most, int terms,
                                   Py_ssize_t* run, RowsCopy* copy) noexcept nogil:
     # The next runs of a block that count, at most so many, `length` elements of each. Returns
-    # how many these are; `run` is then past them.
-    cdef Py_ssize_t rows = 0
-    while rows < most and run[0] < block.run + block.runs:
-        if job.buffers.mask.bytes[run[0]]:
-            copy_row(job, &job.buffers.x, channel, length, run[0], copy.x + rows * step)
+    # how many these are; `run` is then past them. Meanwhile those are fetched that come then.
+    cdef ChosenRuns now, then
+    cdef Py_ssize_t i, at, end = job.problem.view.outer * job.problem.view.middle
+    run[0] = choose_runs(job, run[0], block.run + block.runs, most, &now)
+    if job.plan.bytes < LARGE:      # it is near
+        end = run[0]
+    choose_runs(job, run[0], minimum(end, run[0] + SEARCHED * now.count), now.count, &then)
+    for i in range(now.count):
+        if i < then.count:
+            at = then.first + then.at[i]
+            fetch_row(job, &job.buffers.x, channel, length, at)
             if terms != MOMENTS:
-                copy_row(job, &job.buffers.dy, channel, length, run[0], copy.dy + rows * step)
-            rows += 1
-        run[0] += 1
-    return rows
+                fetch_row(job, &job.buffers.dy, channel, length, at)
+        at = now.first + now.at[i]
+        copy_row(job, &job.buffers.x, channel, length, at, copy.x + i * step)
+        if terms != MOMENTS:
+            copy_row(job, &job.buffers.dy, channel, length, at, copy.dy + i * step)
+    return now.count
 
 
 cdef Py_ssize_t copy_masked_runs(const Job* job, const Block* block, Py_ssize_t channel,

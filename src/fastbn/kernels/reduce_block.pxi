@@ -120,6 +120,14 @@ cdef inline void reduce_pixels(const Job* job, const Block* block, Columns* colu
         reduce_adjacent_pixels(job, x, dy, runs, columns, &tuning, terms)
 
 
+cdef inline void fetch_run(const elem* x, ptrdiff_t channel, Py_ssize_t n) noexcept nogil:
+    # Some channels further: what follows a run in memory is not what is read next.
+    cdef ptrdiff_t ahead = channel * ceil_div(FETCHED, n)
+    cdef Py_ssize_t i
+    for i in range(ceil_div(n, LINE)):
+        prefetch(x + i * LINE, ahead)
+
+
 cdef inline void reduce_runs(const Job* job, const Block* block, Py_ssize_t channel,
                              Py_ssize_t channels, Columns* columns, int terms) noexcept nogil:
     cdef const Operand* other = other_input(job, terms)
@@ -127,6 +135,8 @@ cdef inline void reduce_runs(const Job* job, const Block* block, Py_ssize_t chan
     cdef ReduceTuning tuning = reduce_tuning(job, RUN_COLUMNS, terms)
     cdef Py_ssize_t run, c, length = block.length, period = job.buffers.mask.period
     cdef const signed char* mask = NULL
+    cdef ptrdiff_t ahead = tuning.ahead
+    cdef bint apart = adjacent_inputs(job, channels, terms) != channels, gaps
     cdef Run one
     for run in range(block.run, block.run + block.runs):
         if block.mask != NULL:
@@ -135,10 +145,16 @@ cdef inline void reduce_runs(const Job* job, const Block* block, Py_ssize_t chan
                 length, mask = block.length, job.buffers.mask.bytes + run * period
             if length == 0 and run != block.run:
                 continue
+        gaps = apart or (block.mask != NULL and mask == NULL)
+        tuning.ahead = 0 if gaps else ahead
         for c in range(channels):
             one = Run(element(job, &job.buffers.x, channel + c, run, block.offset),
                       element(job, other, channel + c, run, block.offset),
                       features, length, c * RUN_COLUMNS, mask, period, block.offset)
+            if gaps and ahead and length > 0:
+                fetch_run(one.x, job.buffers.x.channel, length)
+                if terms != MOMENTS:
+                    fetch_run(one.dy, other.channel, length)
             if mask != NULL:
                 reduce_masked_run(one, columns, &tuning, terms, run == block.run)
             else:
@@ -179,11 +195,13 @@ cdef inline void reduce_matrices(const Job* job, const Block* block, Py_ssize_t 
     cdef ReduceTuning tuning = reduce_tuning(job, job.buffers.x.middle, terms)
     cdef Py_ssize_t i, c, together = adjacent_inputs(job, channels, terms)
     cdef Inputs m
-    for i in range(channels // together):
+    if block.mask != NULL:
+        together = maximum(1, minimum(together, COLUMNS_COPIED // job.problem.view.inner))
+    for i in range(ceil_div(channels, together)):
         c = i * together
         if block.mask != NULL:
-            reduce_counted_rows(job, block, channel + c, together, c * job.problem.view.inner,
-                                columns, &tuning, terms)
+            reduce_counted_rows(job, block, channel + c, minimum(together, channels - c),
+                                c * job.problem.view.inner, columns, &tuning, terms)
             continue
         m = short_inputs(job, block, channel + c, together, c * job.problem.view.inner, terms)
         reduce_matrix(&m, columns, &tuning, terms)

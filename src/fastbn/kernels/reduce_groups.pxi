@@ -41,7 +41,7 @@ cdef inline void prefetch_rows(const RowGroup* g, ptrdiff_t ahead, int terms) no
     cdef Py_ssize_t row
     for row in range(ROWS):
         prefetch(g.x + row * g.x_step, ahead * ROWS * g.x_step)
-        if terms != MOMENTS:
+        if terms & GRADIENTS:
             prefetch(g.dy + row * g.dy_step, ahead * ROWS * g.dy_step)
 
 
@@ -62,6 +62,8 @@ cdef inline void reduce_row_groups(RowGroup* g, Py_ssize_t row_groups, ptrdiff_t
         g.dy += size * g.dy_step
         if terms & WEIGHTED:
             g.features = later_features(g.features, size * RUN_COLUMNS)
+        if terms & MASKED:
+            g.mask += size * RUN_COLUMNS
 
 
 cdef inline RowGroup rows_from(const Inputs* m, Py_ssize_t row) noexcept nogil:

@@ -18,6 +18,8 @@ cdef inline void reduce_chunk(const Run* chunk, Columns* columns, ptrdiff_t ahea
         g.x, g.dy = chunk.x + j, chunk.dy + j
         if terms & WEIGHTED:
             g.features = later_features(chunk.features, j)
+        if terms & MASKED:
+            g.mask = chunk.mask + j
         load_columns(columns, chunk.first, terms, &g)   # which all columns of a channel share
         if fresh:
             clear_sums(&sums)
@@ -33,7 +35,7 @@ cdef inline void reduce_chunk(const Run* chunk, Columns* columns, ptrdiff_t ahea
 cdef inline void reduce_chunk_of_run(const Run* run, const Run* chunk, Columns* columns,
                                      const ReduceTuning* tuning, ptrdiff_t ahead, int terms,
                                      bint fresh) noexcept nogil:
-    if terms != MOMENTS and run.features.weight != NULL:
+    if terms & GRADIENTS and run.features.weight != NULL:
         reduce_chunk(chunk, columns, ahead, ROWS, terms | WEIGHTED, fresh)
     elif tuning.group_rows == SMALL_GROUP:
         reduce_chunk(chunk, columns, 0, SMALL_GROUP, terms, fresh)
@@ -63,18 +65,20 @@ cdef void reduce_masked_run(Run run, Columns* columns, const ReduceTuning* tunin
                             bint fresh) noexcept nogil:
     # A function of its own, for the sake of the stack.
     cdef Run chunk
-    cdef ChunkCopy copy
+    cdef signed char repeated[IN_L1 + PADDING]
     while True:
         chunk = run
-        chunk.length = minimum(RUN_COPIED, run.length)
-        copy_chunk(&chunk, columns.pivot[run.first], terms, &copy)
+        chunk.length = minimum(IN_L1, run.length)
+        chunk.mask = mask_of_chunk(&chunk, repeated)
         if terms == MOMENTS:
-            reduce_chunk_of_run(&run, &chunk, columns, tuning, 0, MOMENTS, fresh)
+            reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead, MOMENTS | MASKED, fresh)
         elif terms & ACTIVATED:
-            reduce_chunk_of_run(&run, &chunk, columns, tuning, 0, GRADIENTS | ACTIVATED, fresh)
+            reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead,
+                                GRADIENTS | ACTIVATED | MASKED, fresh)
         else:
-            reduce_chunk_of_run(&run, &chunk, columns, tuning, 0, GRADIENTS, fresh)
+            reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead, GRADIENTS | MASKED,
+                                fresh)
         if chunk.length == run.length:
             return
-        run = rest_of_run(&run, RUN_COPIED)
+        run = rest_of_run(&run, IN_L1)
         fresh = False

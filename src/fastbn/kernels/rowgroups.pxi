@@ -29,6 +29,7 @@ cdef struct RowGroup:
     ptrdiff_t x_step
     ptrdiff_t dy_step
     Features features           # WEIGHTED: RUN_COLUMNS to a row
+    const signed char* mask     # MASKED: the same
     Py_ssize_t part             # PART: so many columns of the last row are there
     lanes pow2_scale
     lanes pivot
@@ -52,10 +53,19 @@ cdef inline lanes preactivation(const RowGroup* g, Py_ssize_t row, lanes d,
     return z
 
 
-cdef inline RealSums moment_term(const RowGroup* g, Py_ssize_t row, int extent) noexcept nogil:
+cdef inline lanes counted(const RowGroup* g, Py_ssize_t row, lanes v, lanes instead,
+                          int terms) noexcept nogil:
+    if terms & MASKED:
+        return select_bits(mask_bits(g.mask + row * RUN_COLUMNS), v, instead)
+    return v
+
+
+cdef inline RealSums moment_term(const RowGroup* g, Py_ssize_t row, int extent,
+                                 int terms) noexcept nogil:
     cdef const elem* x = g.x + row * g.x_step
+    cdef lanes number = load(x) if extent == WHOLE else load_n_or(x, g.part, g.pivot)
     cdef RealSums t
-    t.s = (load(x) if extent == WHOLE else load_n_or(x, g.part, g.pivot)) - g.pivot
+    t.s = counted(g, row, number, g.pivot, terms) - g.pivot
     t.q = t.s * t.s
     return t
 
@@ -65,9 +75,11 @@ cdef inline RealSums gradient_term(const RowGroup* g, Py_ssize_t row, int extent
     cdef const elem* x = g.x + row * g.x_step
     cdef const elem* dy = g.dy + row * g.dy_step
     cdef lanes number = load(x) if extent == WHOLE else load_n_or(x, g.part, set1(0))
-    cdef lanes d, z = number
+    cdef lanes d, z
     cdef RealSums t
     t.s = force_register(load(dy)) if extent == WHOLE else load_n_or(dy, g.part, set1(0))
+    t.s = counted(g, row, t.s, set1(0), terms)
+    z = number = counted(g, row, number, set1(0), terms)
     if terms & ACTIVATED and g.activation.inverted:
         number = leaky_inverse(g.activation, number)
     d = number * g.pow2_scale - g.pivot
@@ -82,7 +94,9 @@ cdef inline RealSums gradient_term(const RowGroup* g, Py_ssize_t row, int extent
 
 cdef inline RealSums term(const RowGroup* g, Py_ssize_t row, int extent, int terms) noexcept nogil:
     # Columns that are not there get terms of 0.
-    return moment_term(g, row, extent) if terms == MOMENTS else gradient_term(g, row, extent, terms)
+    if terms & GRADIENTS:
+        return gradient_term(g, row, extent, terms)
+    return moment_term(g, row, extent, terms)
 
 
 cdef inline RealSums add_sums(RealSums a, RealSums b) noexcept nogil:
