@@ -196,7 +196,11 @@ def test_in_place(level, any_dtype, case):
         (Case("layer", (100, 600), 600), "float32"),
         (Case("layer", (100, 600), 600), "float16"),
         (Case("layer", (1, 120_001), 120_001), "float32"),
+        (Case("layer", (100, 56), 56), "float32"),
+        (Case("layer", (99, 64), 64), "bfloat16"),
+        (Case("layer", (99, 200), 200), "float32"),
         (Case("rms", (1000, 30), 30), "float32"),
+        (Case("rms", (1000, 5), 5), "float16"),
         (Case("group", (1, 32, 130, 131), 4), "float32"),
         (Case("group", (1, 32, 130, 131), 4), "float16"),
         (Case("group", (1, 40, 41, 64), 8, "NHWC"), "float32"),
@@ -223,6 +227,27 @@ def test_alignment_of_streamed_output(case, dtype):
         actual = first, dx[: len(few)].tobytes()
         expected = expected or actual
         assert actual == expected, (level, offset)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 16])
+@pytest.mark.parametrize("features", [40, 64, 130])
+def test_streamed_rows_with_gaps(level, gap, features):
+    rows = 7_000_000 // (150 * features)
+    x = np.random.default_rng(0).standard_normal((150, rows, features), np.float32)
+    whole = np.full((150, rows + gap, features), 7, np.float32)
+    out = whole[:, :rows]
+    y, mean, invstd = fastbn.layer_norm_forward(x, features, out=out)
+    assert y is out
+    dx = np.full_like(whole, 7)[:, :rows]
+    fastbn.layer_norm_backward(x, x, mean, invstd, features, out=dx)
+    for i in (0, 77, 149):
+        # A few rows are not streamed.
+        few, m, s = fastbn.layer_norm_forward(x[i], features)
+        assert y[i].tobytes() == few.tobytes()
+        gradient = fastbn.layer_norm_backward(x[i], x[i], m, s, features)[0]
+        assert dx[i].tobytes() == gradient.tobytes()
+    assert (whole[:, rows:] == 7).all()
+    assert (dx.base[:, rows:] == 7).all()
 
 
 STRIDED = [

@@ -12,6 +12,14 @@
 
 cdef enum:
     FEATURE_CHUNK = 512         # features
+    STAGED = 16384 / sizeof(elem)   # elements
+    NARROW = 6 * LINE               # elements of a row of y, at most, that is staged
+
+cdef struct Stage:
+    # Rows on their way past the cache. What of a row is less than a line would be written by
+    # itself, and that line read first: so they are put together in L1.
+    lanes aligned               # unused: the array begins where a register may
+    elem rows[STAGED + PADDING]
 
 cdef struct FeatureChunkSums:
     lanes aligned       # unused: the arrays begin where a register may
@@ -39,6 +47,41 @@ cdef inline ptrdiff_t to_next_tile(const Job* job, const Operand* operand) noexc
     return job.plan.tile_channels * operand.channel if job.plan.fetch_next else 0
 
 
+# ---- rows past the cache ---------------------------------------------------------
+
+cdef inline bint lie_alike(const Operand* operand) noexcept nogil:
+    # Do all channels begin at the same place of a line?
+    return operand.channel % LINE == 0 and operand.outer % LINE == 0
+
+
+cdef inline bint whole_lines(const Job* job) noexcept nogil:
+    # Of each row, is all that is written one line after the other?
+    return (lie_alike(&job.buffers.out) and to_line(<elem*>job.buffers.out.data) == 0
+            and job.problem.view.inner % LINE == 0)
+
+
+cdef inline bint staged(const Job* job, Py_ssize_t rows, int variant) noexcept nogil:
+    # Are so many rows staged, that lie side by side?
+    cdef const Operand* out = &job.buffers.out
+    return (variant & STREAMING and not whole_lines(job)
+            and rows * job.problem.view.inner <= STAGED
+            and out.channel == job.problem.view.inner
+            and (job.problem.period >= job.problem.view.channels
+                 or out.outer == job.problem.period * out.channel))
+
+
+cdef void stream_rows(const Job* job, Py_ssize_t channel, Py_ssize_t rows,
+                      const Stage* stage) noexcept nogil:
+    cdef elem* to = element(job, &job.buffers.out, channel, 0, 0)
+    cdef Py_ssize_t n = rows * job.problem.view.inner, i = minimum(n, to_line(to))
+    cdef Py_ssize_t end = i + (n - i) // LINE * LINE
+    memcpy(to, stage.rows, i * sizeof(elem))
+    while i < end:
+        stream(to + i, load(stage.rows + i))
+        i += WIDTH
+    memcpy(to + i, stage.rows + i, (n - i) * sizeof(elem))
+
+
 # ---- forward ---------------------------------------------------------------------
 
 cdef inline lanes with_feature(const Coefficients* coef, const Activation* a,
@@ -56,6 +99,7 @@ cdef inline void write_channel(Pointers* p, Py_ssize_t n, const Coefficients* co
     cdef lanes y
     while True:
         if some:
+            prefetch_next(p, i, to_next, variant)
             vectors = load_n_vectors(p, i, some, variant)
             y = with_feature(coef, p.activation, &vectors, load_real_n(features.weight + i, some),
                              load_real_n(features.bias + i, some), variant)
@@ -71,6 +115,24 @@ cdef inline void write_channel(Pointers* p, Py_ssize_t n, const Coefficients* co
         some = n - i
         if some == 0:
             return
+
+
+cdef inline void write_staged_channels(const Job* job, const Activation* a, Py_ssize_t channel,
+                                       Py_ssize_t channels, int variant) noexcept nogil:
+    cdef ptrdiff_t to_next = to_next_tile(job, &job.buffers.x)
+    cdef Py_ssize_t inner = job.problem.view.inner, at_once = STAGED // inner, i, c, rows
+    cdef Features features = features_from(job, 0)
+    cdef Stage stage
+    cdef Pointers p
+    cdef Coefficients coef
+    for i in range(ceil_div(channels, at_once)):
+        rows = minimum(at_once, channels - i * at_once)
+        for c in range(rows):
+            coef = coefficients_of(job, channel + i * at_once + c, variant)
+            p = pointers_at(job, a, channel + i * at_once + c, 0, 0, variant)
+            p.out = stage.rows + c * inner
+            write_channel(&p, inner, &coef, features, to_next, variant & ~STREAMING)
+        stream_rows(job, channel + i * at_once, rows, &stage)
 
 
 cdef inline void write_channels(const Job* job, const Activation* a, Py_ssize_t channel,
@@ -115,7 +177,7 @@ cdef inline RealSums feature_term(const FeatureRow* row, Py_ssize_t j, Py_ssize_
                             else load_n_vectors(p, j, n, variant))
     cdef lanes d, xhat
     cdef RealSums t
-    if extent == WHOLE and row.x_to_next:
+    if row.x_to_next:
         prefetch(p.x + j, row.x_to_next)
         prefetch(p.dy + j, row.dy_to_next)
     d = center(&row.coef, vectors.x, variant)
@@ -172,8 +234,8 @@ cdef inline void backward_row_pair(const RowPair* rows, Py_ssize_t n, int order,
 
 cdef inline void backward_feature_chunk(const Job* job, const Activation* activation,
                                         Py_ssize_t channel, Py_ssize_t channels, Py_ssize_t at,
-                                        Py_ssize_t n, int variant) noexcept nogil:
-    # n features of up to ROWS channels.
+                                        Py_ssize_t n, elem* stage, int variant) noexcept nogil:
+    # n features of up to ROWS channels, written to `stage`, if there is one.
     cdef double* q = job.buffers.feature_sums + at
     cdef double* s = q + job.problem.view.inner + WRAP
     cdef Py_ssize_t c, i, j, half
@@ -183,6 +245,8 @@ cdef inline void backward_feature_chunk(const Job* job, const Activation* activa
     for c in range(0, channels - 1, 2):
         a = row_of(job, activation, channel + c, at, n, variant)
         b = row_of(job, activation, channel + c + 1, at, n, variant)
+        if stage != NULL:
+            a.place.out, b.place.out = stage + c * n, stage + (c + 1) * n
         if c == 0:
             backward_row_pair(&rows, n, FIRST_ROWS, variant)
         else:
@@ -190,6 +254,8 @@ cdef inline void backward_feature_chunk(const Job* job, const Activation* activa
     if channels & 1:
         rows.b = NULL
         a = row_of(job, activation, channel + channels - 1, at, n, variant)
+        if stage != NULL:
+            a.place.out = stage + (channels - 1) * n
         backward_row_pair(&rows, n, FIRST_ROWS if channels == 1 else LATER_ROWS, variant)
     for i in range(ceil_div(n, WIDTH)):
         for half in range(HALVES):
@@ -198,21 +264,16 @@ cdef inline void backward_feature_chunk(const Job* job, const Activation* activa
             store_wide(q + j, load_wide(q + j) + widen(load_real(sums.q + i * WIDTH), half))
 
 
-cdef inline bint lie_alike(const Operand* operand) noexcept nogil:
-    # Do all channels begin at the same place of a line?
-    return operand.channel % LINE == 0 and operand.outer % LINE == 0
-
-
 cdef inline void backward_feature_chunks(const Job* job, const Activation* a, Py_ssize_t channel,
                                          Py_ssize_t channels, Py_ssize_t at, Py_ssize_t end,
-                                         int variant) noexcept nogil:
-    # Up to ROWS channels. What is streamed begins with the part of a line.
+                                         elem* stage, int variant) noexcept nogil:
+    # Up to ROWS channels. What is streamed begins with the part of a line. `stage`: of one chunk.
     cdef Py_ssize_t n = 0
     if variant & STREAMING:
         n = to_line(element(job, &job.buffers.out, channel, 0, at))
     while at < end:
         n = minimum(n if n else FEATURE_CHUNK, end - at)
-        backward_feature_chunk(job, a, channel, channels, at, n, variant)
+        backward_feature_chunk(job, a, channel, channels, at, n, stage, variant)
         at += n
         n = 0
 
@@ -221,15 +282,19 @@ cdef inline void write_gradients(const Job* job, const Activation* a, Py_ssize_t
                                  Py_ssize_t channels, Py_ssize_t b0, Py_ssize_t b1,
                                  int variant) noexcept nogil:
     cdef Block first = block_at(job, b0), last = block_at(job, b1 - 1)
-    cdef Py_ssize_t i, c, end = last.offset + last.length
+    cdef Py_ssize_t i, c, rows, end = last.offset + last.length
+    cdef bint stages = staged(job, ROWS, variant) and end <= FEATURE_CHUNK
+    cdef Stage stage
     for i in range(ceil_div(channels, ROWS)):
         c = i * ROWS
-        if variant & STREAMING and lie_alike(&job.buffers.out):
-            backward_feature_chunks(job, a, channel + c, minimum(ROWS, channels - c), first.offset,
-                                    end, variant)
+        rows = minimum(ROWS, channels - c)
+        if variant & STREAMING and not stages and lie_alike(&job.buffers.out):
+            backward_feature_chunks(job, a, channel + c, rows, first.offset, end, NULL, variant)
         else:
-            backward_feature_chunks(job, a, channel + c, minimum(ROWS, channels - c), first.offset,
-                                    end, variant & ~STREAMING)
+            backward_feature_chunks(job, a, channel + c, rows, first.offset, end,
+                                    stage.rows if stages else NULL, variant & ~STREAMING)
+        if stages:
+            stream_rows(job, channel + c, rows, &stage)
 
 
 cdef inline void write_features(const Job* job, const Activation* a, Py_ssize_t channel,
@@ -237,5 +302,7 @@ cdef inline void write_features(const Job* job, const Activation* a, Py_ssize_t 
                                 int variant) noexcept nogil:
     if variant & GRADIENT:
         write_gradients(job, a, channel, channels, b0, b1, variant)
+    elif job.problem.view.inner <= NARROW and staged(job, ROWS, variant):
+        write_staged_channels(job, a, channel, channels, variant)
     else:
         write_channels(job, a, channel, channels, b0, b1, variant)
