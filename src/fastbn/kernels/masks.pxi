@@ -2,7 +2,8 @@
 # What a mask leaves of a block, as copies that sums of whole blocks can read: in L1, some
 # rows or a part of a run at a time. Where runs count or do not as a whole, those that do lie
 # side by side; else what does not count is replaced by what adds nothing: by the pivot in
-# moments, by 0 in gradients. So a masked sum needs no loop of its own.
+# moments, by 0 in gradients. So sums of rows and of short runs need no masked loops; those of
+# long runs replace while they read (MASKED).
 #
 # May: select, copy. May not: add.
 

@@ -71,7 +71,8 @@ cdef void reduce_masked_run(Run run, Columns* columns, const ReduceTuning* tunin
         chunk.length = minimum(IN_L1, run.length)
         chunk.mask = mask_of_chunk(&chunk, repeated)
         if terms == MOMENTS:
-            reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead, MOMENTS | MASKED, fresh)
+            reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead, MOMENTS | MASKED,
+                                fresh)
         elif terms & ACTIVATED:
             reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead,
                                 GRADIENTS | ACTIVATED | MASKED, fresh)
