@@ -365,14 +365,36 @@ DEFINE_COLUMNS(16, uint16_t, (int32_t)(int16_t))
 /* ---- masks: a byte for each element or pixel, not 0 where it counts -> `keep` ---- */
 
 #define SPREAD(width) \
-    for (ptrdiff_t i = 0; i < n; i++) \
+    for (ptrdiff_t i = done; i < n; i++) \
         for (int j = 0; j < width; j++) \
             keep[i * width + j] = (uint8_t)-(mask[i] != 0);
+
+typedef uint8_t marks __attribute__((vector_size(16)));
+
+/* Three bytes for each of n marks, of as many as fill registers: how many these are. */
+static ptrdiff_t spread_by_three(const uint8_t *restrict mask, ptrdiff_t n, uint8_t *restrict keep)
+{
+    ptrdiff_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        marks m, first, second, third;
+        memcpy(&m, mask + i, sizeof m);
+        m = (marks)(m != 0);
+        first = __builtin_shufflevector(m, m, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5);
+        second = __builtin_shufflevector(m, m, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9, 10, 10);
+        third = __builtin_shufflevector(m, m, 10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14,
+                                        15, 15, 15);
+        memcpy(keep + 3 * i, &first, sizeof first);
+        memcpy(keep + 3 * i + 16, &second, sizeof second);
+        memcpy(keep + 3 * i + 32, &third, sizeof third);
+    }
+    return i;
+}
 
 /* So many bytes for each of n marks, which are a step apart. */
 static void spread_mask(const uint8_t *restrict mask, ptrdiff_t step, ptrdiff_t n, ptrdiff_t width,
                         uint8_t *restrict keep)
 {
+    ptrdiff_t done = step == 1 && width == 3 ? spread_by_three(mask, n, keep) : 0;
     if (step == 1 && width == 1) {
         SPREAD(1)
     } else if (step == 1 && width == 2) {
@@ -390,8 +412,13 @@ static void spread_mask(const uint8_t *restrict mask, ptrdiff_t step, ptrdiff_t 
 /* How many of n elements of so many bytes count. */
 static ptrdiff_t count_marks(const uint8_t *keep, ptrdiff_t n, ptrdiff_t size)
 {
-    ptrdiff_t found = 0;
-    for (ptrdiff_t i = 0; i < n * size; i++)
+    ptrdiff_t i = 0, found = 0;
+    qwords sums = {0};
+    for (; i + RUN_BYTES <= n * size; i += RUN_BYTES)
+        sums += sad(load8(keep + i) & 1);
+    for (size_t k = 0; k < RUN_BYTES / 8; k++)
+        found += (ptrdiff_t)sums[k];
+    for (; i < n * size; i++)
         found += keep[i] & 1;
     return found / size;
 }
