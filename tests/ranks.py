@@ -46,6 +46,11 @@ def run(size, work):
     return results
 
 
+def same_bits(a, b):
+    """Whether two arrays are the same in type, shape and every byte."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
 def parts_of(x, split, axis=0):
     """The parts of a batch, by how many instances each rank has."""
     return np.split(x, np.cumsum(split)[:-1], axis)

@@ -7,7 +7,7 @@ import bounds
 import numpy as np
 import pytest
 from arrays import batch, half_ulp
-from ranks import SPLITS, expected, parts_of, run
+from ranks import SPLITS, expected, parts_of, run, same_bits
 
 import fastbn
 from fastbn import sync
@@ -48,10 +48,6 @@ def steps(split, x, dy, weight, bias, **options):
         if isinstance(result, Exception):
             raise result
     return results
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 # ---- values --------------------------------------------------------------------------------

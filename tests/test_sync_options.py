@@ -8,7 +8,7 @@ import bounds
 import numpy as np
 import pytest
 from arrays import batch, half_ulp
-from ranks import SPLITS, parts_of, run
+from ranks import SPLITS, parts_of, run, same_bits
 
 import fastbn
 from fastbn import sync
@@ -26,10 +26,6 @@ def results_of(size, work):
         if isinstance(result, Exception):
             raise result
     return results
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def close(found, wanted, scale=1.0):
