@@ -54,6 +54,7 @@ SHAPES = [
     ((5, 1), "NC"), ((40, 3), "NC"), ((7, 4), "NC"), ((300, 13), "NC"), ((70, 64), "NC"),
     ((3, 700), "NC"), ((2, 5, 7, 3), "NHWC"), ((2, 3, 5, 7), "NCHW"), ((3, 2, 60, 70), "NCHW"),
     ((2, 3, 61, 4), "NHWC"), ((9, 8, 3), "HWC"), ((3, 9, 8), "CHW"), ((2, 2, 3, 4, 2), "NDHWC"),
+    ((1001, 4), "NC"), ((403, 8), "NC"), ((701, 13), "NC"), ((303, 64), "NC"), ((130, 131), "NC"),
 ]  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def test_exact(shape, layout, dtype):
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("layout", ["NC", "CN"])
-@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 16, 70])
 def test_extreme_values(dtype, layout, channels):
     # More than a register holds without being added up.
     n = 700_000 // channels

@@ -31,6 +31,8 @@ cdef extern from "runs.h" nogil:
     enum:
         MOST_COLUMNS
         MOST_ROWS
+        REGISTER_BYTES
+        SPREAD_BYTES
     ctypedef struct Sums:
         pass
     Sums no_sums(int bits)

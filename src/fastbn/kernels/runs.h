@@ -42,7 +42,9 @@ typedef uint64_t qwords __attribute__((vector_size(RUN_BYTES)));
 
 enum {
     MOST_COLUMNS = 512,         /* of `columns8` and `columns16` */
-    MOST_ROWS = 256,            /* of the same: 256 bytes are at most 65280 */
+    MOST_ROWS = 16384,          /* of the same: so many squares of bytes fit in 31 bits */
+    REGISTER_BYTES = RUN_BYTES,
+    SPREAD_BYTES = 16,
     BEFORE_OVERFLOW = 8192      /* registers of a run */
 };
 
@@ -92,18 +94,68 @@ PART shorts min16(shorts a, shorts b) { shorts m = a < b; return (a & m) | (b & 
 PART shorts max16(shorts a, shorts b) { shorts m = a < b; return (b & m) | (a & ~m); }
 #endif
 
+/* The halves of each 16 bytes of two registers by turns. */
+#if RUN_BYTES == 64
+PART bytes low_turns8(bytes a, bytes b)
+{ return (bytes)_mm512_unpacklo_epi8((__m512i)a, (__m512i)b); }
+PART bytes high_turns8(bytes a, bytes b)
+{ return (bytes)_mm512_unpackhi_epi8((__m512i)a, (__m512i)b); }
+PART bytes low_turns16(bytes a, bytes b)
+{ return (bytes)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b); }
+PART bytes high_turns16(bytes a, bytes b)
+{ return (bytes)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b); }
+#elif RUN_BYTES == 32
+PART bytes low_turns8(bytes a, bytes b)
+{ return (bytes)_mm256_unpacklo_epi8((__m256i)a, (__m256i)b); }
+PART bytes high_turns8(bytes a, bytes b)
+{ return (bytes)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b); }
+PART bytes low_turns16(bytes a, bytes b)
+{ return (bytes)_mm256_unpacklo_epi16((__m256i)a, (__m256i)b); }
+PART bytes high_turns16(bytes a, bytes b)
+{ return (bytes)_mm256_unpackhi_epi16((__m256i)a, (__m256i)b); }
+#else
+PART bytes low_turns8(bytes a, bytes b)
+{ return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+PART bytes high_turns8(bytes a, bytes b)
+{
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                   31);
+}
+PART bytes low_turns16(bytes a, bytes b)
+{ return (bytes)__builtin_shufflevector((words)a, (words)b, 0, 8, 1, 9, 2, 10, 3, 11); }
+PART bytes high_turns16(bytes a, bytes b)
+{ return (bytes)__builtin_shufflevector((words)a, (words)b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#endif
+
+/* Four rows -> the four bytes of each column side by side: within each 16 columns, the first
+ * four of them in the first register, ... */
+PART void turn_fours(const bytes *rows, bytes *fours)
+{
+    bytes low = low_turns8(rows[0], rows[1]), more_low = low_turns8(rows[2], rows[3]);
+    bytes high = high_turns8(rows[0], rows[1]), more_high = high_turns8(rows[2], rows[3]);
+    fours[0] = low_turns16(low, more_low);
+    fours[1] = high_turns16(low, more_low);
+    fours[2] = low_turns16(high, more_high);
+    fours[3] = high_turns16(high, more_high);
+}
+
 PART bytes load8(const uint8_t *p) { bytes v; memcpy(&v, p, sizeof v); return v; }
 PART shorts load16(const void *p) { shorts v; memcpy(&v, p, sizeof v); return v; }
 
 PART Sums no_sums(int bits)
 { return bits == 8 ? (Sums){0, 0, 255, 0} : (Sums){0, 0, 32767, -32768}; }
 
+PART void join_extremes(Sums *to, int32_t low, int32_t high)
+{
+    to->low = low < to->low ? low : to->low;
+    to->high = high > to->high ? high : to->high;
+}
+
 PART void join_sums(Sums *to, Sums more)
 {
     to->sum += more.sum;
     to->squares += more.squares;
-    to->low = more.low < to->low ? more.low : to->low;
-    to->high = more.high > to->high ? more.high : to->high;
+    join_extremes(to, more.low, more.high);
 }
 
 /* ---- one channel in registers ---- */
@@ -136,13 +188,16 @@ PART DOTS ints dot(ints sum, bytes a, bytes b)
 
 PART DOTS Dots no_dots(void) { return (Dots){{0}, {0}, ~(bytes){0}, {0}}; }
 
-PART DOTS void add_dots(Dots *to, bytes v, bytes kept)
+PART DOTS void add_sums_dots(Dots *to, bytes v)
 {
-    bytes some = v & kept;
-    to->sum = dot(to->sum, some, (bytes){0} + 1);
-    to->squares = dot(to->squares, some, some ^ 128);
+    to->sum = dot(to->sum, v, (bytes){0} + 1);
+    to->squares = dot(to->squares, v, v ^ 128);
+}
+
+PART DOTS void add_extremes_dots(Dots *to, bytes v, bytes kept)
+{
     to->low = min8(to->low, v | ~kept);
-    to->high = max8(to->high, some);
+    to->high = max8(to->high, v);
 }
 #endif
 
@@ -150,32 +205,32 @@ PART Bytes no_bytes(void) { return (Bytes){{0}, {0}, ~(bytes){0}, {0}}; }
 PART Words no_words(void)
 { return (Words){{0}, {0}, (shorts){0} + 32767, (shorts){0} + (int16_t)-32768}; }
 
-PART void add_bytes(Bytes *to, bytes v, bytes kept)
+/* What is not kept is 0 in v. */
+
+PART void add_sums_bytes(Bytes *to, bytes v)
 {
-    bytes some = v & kept;
-    shorts even = (shorts)((words)some & 0xff), odd = (shorts)((words)some >> 8);
-    to->sum += sad(some);
+    shorts even = (shorts)((words)v & 0xff), odd = (shorts)((words)v >> 8);
+    to->sum += sad(v);
     to->squares += (dwords)madd(even, even) + (dwords)madd(odd, odd);
+}
+
+PART void add_extremes_bytes(Bytes *to, bytes v, bytes kept)
+{
     to->low = min8(to->low, v | ~kept);
-    to->high = max8(to->high, some);
+    to->high = max8(to->high, v);
 }
 
-PART void add_words(Words *to, shorts v, shorts kept)
+PART void add_sums_words(Words *to, shorts v)
 {
-    shorts some = v & kept;
-    qwords squares = (qwords)madd(some, some);      /* of each two: at most 2**31 */
-    to->sum += madd(some, (shorts){0} + 1);
+    qwords squares = (qwords)madd(v, v);        /* of each two: at most 2**31 */
+    to->sum += madd(v, (shorts){0} + 1);
     to->squares += (squares & 0xffffffff) + (squares >> 32);
-    to->low = min16(to->low, some | (~kept & 32767));
-    to->high = max16(to->high, some | (~kept & (int16_t)-32768));
 }
 
-PART void flush_extremes(Sums *to, bytes low, bytes high)
+PART void add_extremes_words(Words *to, shorts v, shorts kept)
 {
-    for (size_t i = 0; i < RUN_BYTES; i++) {
-        to->low = low[i] < to->low ? low[i] : to->low;
-        to->high = high[i] > to->high ? high[i] : to->high;
-    }
+    to->low = min16(to->low, v | (~kept & 32767));
+    to->high = max16(to->high, v | (~kept & (int16_t)-32768));
 }
 
 PART void flush_bytes(Sums *to, const Bytes *from)
@@ -184,10 +239,9 @@ PART void flush_bytes(Sums *to, const Bytes *from)
         to->sum += (int64_t)from->sum[i];
     for (size_t i = 0; i < RUN_BYTES / 4; i++)
         to->squares += from->squares[i];
-    flush_extremes(to, from->low, from->high);
 }
 
-#if RUN_BYTES == 64
+#ifdef HAS_DOTS
 PART void flush_dots(Sums *to, const Dots *from)
 {
     int64_t sum = 0, squares = 0;
@@ -197,22 +251,15 @@ PART void flush_dots(Sums *to, const Dots *from)
     }
     to->sum += sum;
     to->squares += (uint64_t)(squares + 128 * sum);
-    flush_extremes(to, from->low, from->high);
 }
 #endif
 
 PART void flush_words(Sums *to, const Words *from)
 {
-    Sums all = no_sums(16);
     for (size_t i = 0; i < RUN_BYTES / 4; i++)
-        all.sum += from->sum[i];
+        to->sum += from->sum[i];
     for (size_t i = 0; i < RUN_BYTES / 8; i++)
-        all.squares += from->squares[i];
-    for (size_t i = 0; i < RUN_BYTES / 2; i++) {
-        all.low = from->low[i] < all.low ? from->low[i] : all.low;
-        all.high = from->high[i] > all.high ? from->high[i] : all.high;
-    }
-    join_sums(to, all);
+        to->squares += from->squares[i];
 }
 
 /* ---- runs: of one channel, or of three by turns. n elements; `rest` is what is left of a
@@ -226,14 +273,32 @@ static const uint16_t third16[36] = {EACH_THIRD(65535), EACH_THIRD(65535)};
 static const uint8_t beyond[2 * RUN_BYTES] = {
     [0 ... RUN_BYTES - 1] = 255, [RUN_BYTES ... 2 * RUN_BYTES - 1] = 0};
 
-/* Of the lanes of the k-th of three registers, those of channel c. */
-PART bytes mask8(int k, int c) { return load8(third8 + (k * RUN_BYTES - c + 3) % 3); }
-PART shorts mask16(int k, int c) { return load16(third16 + (k * RUN_BYTES / 2 - c + 3) % 3); }
+/* The lanes from c on, each third. */
+PART bytes mask8(int c) { return load8(third8 + (3 - c) % 3); }
+PART shorts mask16(int c) { return load16(third16 + (3 - c) % 3); }
 
-#define PICK(c) ((v[0] & m[0][c]) | (v[1] & m[1][c]) | (v[2] & m[2][c]))
-#define PICK_KEPT(c) ((w[0] & m[0][c]) | (w[1] & m[1][c]) | (w[2] & m[2][c]))
+/* Of the k-th of three registers, the lanes of channel c; of all three, channel c. */
+#define LANES_OF(v, k, c) (v[k] & m[((c) + 3 - (k) * LANES % 3) % 3])
+#define PICK(v, c) (LANES_OF(v, 0, c) | LANES_OF(v, 1, c) | LANES_OF(v, 2, c))
 
-#define DEFINE_RUN(name, target, bits, element, lane, vector, accumulator, plural, load_vector) \
+#define DEFINE_RUN(name, target, element, lane, vector, accumulator, plural, load_vector, mask) \
+PART target void add_##name(accumulator *to, vector v, vector kept) \
+{ \
+    add_sums_##plural(to, v & kept); \
+    add_extremes_##plural(to, v & kept, kept); \
+} \
+PART void flush_extremes##name(Sums *to, vector low, vector high) \
+{ \
+    lane lows[sizeof(vector) / sizeof(lane)], highs[sizeof(vector) / sizeof(lane)]; \
+    memcpy(lows, &low, sizeof lows); \
+    memcpy(highs, &high, sizeof highs); \
+    lane lowest = lows[0], highest = highs[0]; \
+    for (size_t i = 0; i < sizeof(vector) / sizeof(lane); i++) { \
+        lowest = lows[i] < lowest ? lows[i] : lowest; \
+        highest = highs[i] > highest ? highs[i] : highest; \
+    } \
+    join_extremes(to, lowest, highest); \
+} \
 PART target void some_of_run##name(const element *p, const element *keep, ptrdiff_t n, int flip, \
                                    Sums *to, int kept) \
 { \
@@ -245,7 +310,7 @@ PART target void some_of_run##name(const element *p, const element *keep, ptrdif
         accumulator a = no_##plural(); \
         end = n - i > BEFORE_OVERFLOW * (ptrdiff_t)LANES ? i + BEFORE_OVERFLOW * LANES : n; \
         for (; i + LANES <= end; i += LANES) \
-            add_##plural(&a, load_vector(p + i) ^ flips, kept ? load_vector(keep + i) : all); \
+            add_##name(&a, load_vector(p + i) ^ flips, kept ? load_vector(keep + i) : all); \
         if (i < end) { \
             vector v = flips, k = {0}; \
             memcpy(&v, p + i, (size_t)(end - i) * sizeof(element)); \
@@ -253,10 +318,11 @@ PART target void some_of_run##name(const element *p, const element *keep, ptrdif
                 memcpy(&k, keep + i, (size_t)(end - i) * sizeof(element)); \
             else \
                 k = (vector)load8(beyond + RUN_BYTES - (end - i) * sizeof(element)); \
-            add_##plural(&a, v ^ flips, k); \
+            add_##name(&a, v ^ flips, k); \
             i = end; \
         } \
         flush_##plural(to, &a); \
+        flush_extremes##name(to, a.low, a.high); \
     } \
 } \
 target static void run##name(const element *p, const element *keep, ptrdiff_t n, int flip, \
@@ -267,49 +333,57 @@ target static void run##name(const element *p, const element *keep, ptrdiff_t n,
     else \
         some_of_run##name(p, keep, n, flip, to, 0); \
 } \
+PART target void add_thirds##name(accumulator *a, vector *v, const vector *kept, \
+                                  const vector *m) \
+{ \
+    enum { LANES = sizeof(vector) / sizeof(element) }; \
+    for (int k = 0; k < 3; k++) { \
+        v[k] &= kept[k]; \
+        add_extremes_##plural(&a[k], v[k], kept[k]);    /* of all channels */ \
+    } \
+    for (int c = 0; c < 3; c++) \
+        add_sums_##plural(&a[c], PICK(v, c)); \
+} \
 PART target void some_of_thirds##name(const element *p, const element *keep, ptrdiff_t n, \
                                       int flip, Sums *to, int kept) \
 { \
     enum { LANES = sizeof(vector) / sizeof(element) }; \
     const vector flips = (vector){0} + (lane)flip; \
     const vector all = (vector)~(bytes){0}; \
-    vector m[3][3]; \
+    const vector m[3] = {mask(0), mask(1), mask(2)}; \
     ptrdiff_t i = 0, end; \
-    for (int k = 0; k < 3; k++) \
-        for (int c = 0; c < 3; c++) \
-            m[k][c] = mask##bits(k, c); \
     while (i < n) { \
         accumulator a[3] = {no_##plural(), no_##plural(), no_##plural()}; \
         end = n - i > BEFORE_OVERFLOW * 3 * (ptrdiff_t)LANES ? i + BEFORE_OVERFLOW * 3 * LANES : n; \
-        while (i < end) { \
+        for (; i + 3 * LANES <= end; i += 3 * LANES) { \
             vector v[3], w[3] = {all, all, all}; \
-            if (i + 3 * LANES <= end) { \
-                for (int k = 0; k < 3; k++) { \
-                    v[k] = load_vector(p + i + k * LANES) ^ flips; \
-                    if (kept) \
-                        w[k] = load_vector(keep + i + k * LANES); \
-                } \
-                i += 3 * LANES; \
-                for (int c = 0; c < 3; c++) \
-                    add_##plural(&a[c], PICK(c), kept ? PICK_KEPT(c) : all); \
-            } else { \
-                size_t size = (size_t)(end - i) * sizeof(element); \
-                memset(v, 0, sizeof v); \
-                memset(w, 0, sizeof w); \
-                memcpy(v, p + i, size); \
+            for (int k = 0; k < 3; k++) { \
+                v[k] = load_vector(p + i + k * LANES) ^ flips; \
                 if (kept) \
-                    memcpy(w, keep + i, size); \
-                else \
-                    memset(w, 255, size); \
-                for (int k = 0; k < 3; k++) \
-                    v[k] ^= flips; \
-                i = end; \
-                for (int c = 0; c < 3; c++) \
-                    add_##plural(&a[c], PICK(c), PICK_KEPT(c)); \
+                    w[k] = load_vector(keep + i + k * LANES); \
             } \
+            add_thirds##name(a, v, w, m); \
+        } \
+        if (i < end) { \
+            vector v[3] = {flips, flips, flips}, w[3] = {{0}, {0}, {0}}; \
+            size_t size = (size_t)(end - i) * sizeof(element); \
+            memcpy(v, p + i, size); \
+            if (kept) \
+                memcpy(w, keep + i, size); \
+            else \
+                memset(w, 255, size); \
+            for (int k = 0; k < 3; k++) \
+                v[k] ^= flips; \
+            add_thirds##name(a, v, w, m); \
+            i = end; \
         } \
         for (int c = 0; c < 3; c++) \
             flush_##plural(&to[c], &a[c]); \
+        for (int c = 0; c < 3; c++) { \
+            vector low[3] = {a[0].low, a[1].low, a[2].low}; \
+            vector high[3] = {a[0].high, a[1].high, a[2].high}; \
+            flush_extremes##name(&to[c], PICK(low, c), PICK(high, c)); \
+        } \
     } \
 } \
 target static void thirds##name(const element *p, const element *keep, ptrdiff_t n, int flip, \
@@ -321,10 +395,10 @@ target static void thirds##name(const element *p, const element *keep, ptrdiff_t
         some_of_thirds##name(p, keep, n, flip, to, 0); \
 }
 
-DEFINE_RUN(16, , 16, uint16_t, int16_t, shorts, Words, words, load16)
-DEFINE_RUN(8_by_pairs, , 8, uint8_t, uint8_t, bytes, Bytes, bytes, load8)
+DEFINE_RUN(16, , uint16_t, int16_t, shorts, Words, words, load16, mask16)
+DEFINE_RUN(8_by_pairs, , uint8_t, uint8_t, bytes, Bytes, bytes, load8, mask8)
 #ifdef HAS_DOTS
-DEFINE_RUN(8_by_dots, DOTS, 8, uint8_t, uint8_t, bytes, Dots, dots, load8)
+DEFINE_RUN(8_by_dots, DOTS, uint8_t, uint8_t, bytes, Dots, dots, load8, mask8)
 #define RUN8(kind) (HAS_DOTS ? kind##8_by_dots : kind##8_by_pairs)
 #else
 #define RUN8(kind) kind##8_by_pairs
@@ -337,33 +411,72 @@ static void thirds8(const uint8_t *p, const uint8_t *keep, ptrdiff_t n, int flip
 
 /* ---- columns: of rows a step apart, each column by itself ---- */
 
-PART void column_vector8(const uint8_t *p, const uint8_t *keep, ptrdiff_t rows, ptrdiff_t step,
-                         int flip, Sums *to, int kept)
+/* Each four bytes of a register are those of a column in four rows. */
+
+PART ints sums_by_pairs(ints sum, bytes v)
+{ return sum + madd((shorts)(((words)v & 0xff) + ((words)v >> 8)), (shorts){0} + 1); }
+
+PART ints squares_by_pairs(ints squares, bytes v)
 {
-    const bytes flips = (bytes){0} + (uint8_t)flip, all = ~(bytes){0};
-    words sum[2] = {{0}, {0}};
-    dwords squares[4] = {{0}, {0}, {0}, {0}};
-    bytes low = all, high = {0};
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        bytes k = kept ? load8(keep + r * step) : all;
-        bytes v = (load8(p + r * step) ^ flips), some = v & k;
-        words even = (words)some & 0xff, odd = (words)some >> 8;
-        dwords even_squares = (dwords)(even * even), odd_squares = (dwords)(odd * odd);
-        sum[0] += even;
-        sum[1] += odd;
-        squares[0] += even_squares & 0xffff;
-        squares[1] += odd_squares & 0xffff;
-        squares[2] += even_squares >> 16;
-        squares[3] += odd_squares >> 16;
-        low = min8(low, v | ~k);
-        high = max8(high, some);
-    }
-    for (size_t i = 0; i < RUN_BYTES; i++)
-        to[i] = (Sums){sum[i % 2][i / 2], squares[i % 4][i / 4], low[i], high[i]};
+    shorts even = (shorts)((words)v & 0xff), odd = (shorts)((words)v >> 8);
+    return squares + madd(even, even) + madd(odd, odd);
 }
 
-PART void column_vector16(const uint16_t *p, const uint16_t *keep, ptrdiff_t rows, ptrdiff_t step,
-                          int flip, Sums *to, int kept)
+#ifdef HAS_DOTS
+PART DOTS ints sums_by_dots(ints sum, bytes v) { return dot(sum, v, (bytes){0} + 1); }
+PART DOTS ints squares_by_dots(ints squares, bytes v) { return dot(squares, v, v ^ 128); }
+#endif
+
+#define DEFINE_COLUMN_VECTOR(by, target, less) \
+PART target void some_of_column_vector8_##by(const uint8_t *p, const uint8_t *keep, \
+                                             ptrdiff_t rows, ptrdiff_t step, int flip, Sums *to, \
+                                             int kept) \
+{ \
+    const bytes flips = (bytes){0} + (uint8_t)flip, all = ~(bytes){0}; \
+    ints sum[4] = {{0}, {0}, {0}, {0}}, squares[4] = {{0}, {0}, {0}, {0}}; \
+    bytes low = all, high = {0}; \
+    for (ptrdiff_t r = 0; r < rows; r += 4) { \
+        bytes v[4] = {{0}, {0}, {0}, {0}}, fours[4]; \
+        for (int k = 0; k < 4; k++) { \
+            if (r + k < rows) { \
+                bytes some = kept ? load8(keep + (r + k) * step) : all; \
+                v[k] = (load8(p + (r + k) * step) ^ flips) & some; \
+                low = min8(low, v[k] | ~some); \
+                high = max8(high, v[k]); \
+            } \
+        } \
+        turn_fours(v, fours); \
+        for (int k = 0; k < 4; k++) { \
+            sum[k] = sums_##by(sum[k], fours[k]); \
+            squares[k] = squares_##by(squares[k], fours[k]); \
+        } \
+    } \
+    for (size_t i = 0; i < RUN_BYTES; i++) { \
+        int32_t s = sum[i / 4 % 4][i / 16 * 4 + i % 4]; \
+        int32_t q = squares[i / 4 % 4][i / 16 * 4 + i % 4]; \
+        to[i] = (Sums){s, (uint64_t)((int64_t)q + less * s), low[i], high[i]}; \
+    } \
+} \
+target static void column_vector8_##by(const uint8_t *p, const uint8_t *keep, ptrdiff_t rows, \
+                                       ptrdiff_t step, int flip, Sums *to) \
+{ \
+    if (keep != NULL) \
+        some_of_column_vector8_##by(p, keep, rows, step, flip, to, 1); \
+    else \
+        some_of_column_vector8_##by(p, NULL, rows, step, flip, to, 0); \
+}
+
+DEFINE_COLUMN_VECTOR(by_pairs, , 0)
+#ifdef HAS_DOTS
+DEFINE_COLUMN_VECTOR(by_dots, DOTS, 128)
+#endif
+
+static void column_vector8(const uint8_t *p, const uint8_t *keep, ptrdiff_t rows, ptrdiff_t step,
+                           int flip, Sums *to)
+{ RUN8(column_vector)(p, keep, rows, step, flip, to); }
+
+PART void some_of_column_vector16(const uint16_t *p, const uint16_t *keep, ptrdiff_t rows,
+                                  ptrdiff_t step, int flip, Sums *to, int kept)
 {
     const shorts flips = (shorts){0} + (int16_t)flip, all = (shorts)~(bytes){0};
     const shorts first = (shorts)((dwords){0} + 0xffff), last = ~first;
@@ -388,6 +501,15 @@ PART void column_vector16(const uint16_t *p, const uint16_t *keep, ptrdiff_t row
         to[i] = (Sums){sum[i % 2][i / 2], squares[i % 4][i / 4], low[i], high[i]};
 }
 
+static void column_vector16(const uint16_t *p, const uint16_t *keep, ptrdiff_t rows,
+                            ptrdiff_t step, int flip, Sums *to)
+{
+    if (keep != NULL)
+        some_of_column_vector16(p, keep, rows, step, flip, to, 1);
+    else
+        some_of_column_vector16(p, NULL, rows, step, flip, to, 0);
+}
+
 /* Of at most MOST_COLUMNS columns and MOST_ROWS rows. */
 #define DEFINE_COLUMNS(bits, element, shift) \
 static void columns##bits(const element *p, const element *keep, ptrdiff_t rows, \
@@ -407,10 +529,7 @@ static void columns##bits(const element *p, const element *keep, ptrdiff_t rows,
     } \
     for (ptrdiff_t j = 0; j < columns; j += LANES) { \
         ptrdiff_t at = j + LANES <= columns ? j : columns - LANES; \
-        if (keep != NULL) \
-            column_vector##bits(p + at, keep + at, rows, step, flip, to + at, 1); \
-        else \
-            column_vector##bits(p + at, NULL, rows, step, flip, to + at, 0); \
+        column_vector##bits(p + at, keep != NULL ? keep + at : NULL, rows, step, flip, to + at); \
     } \
 }
 
@@ -420,12 +539,7 @@ DEFINE_COLUMNS(16, uint16_t, (int32_t)(int16_t))
 
 /* ---- masks: a byte for each element or pixel, not 0 where it counts -> `keep` ---- */
 
-#define SPREAD(width) \
-    for (ptrdiff_t i = done; i < n; i++) \
-        for (int j = 0; j < width; j++) \
-            keep[i * width + j] = (uint8_t)-(mask[i] != 0);
-
-typedef uint8_t marks __attribute__((vector_size(16)));
+typedef uint8_t marks __attribute__((vector_size(SPREAD_BYTES)));
 
 /* Three bytes for each of n marks, of as many as fill registers: how many these are. */
 static ptrdiff_t spread_by_three(const uint8_t *restrict mask, ptrdiff_t n, uint8_t *restrict keep)
@@ -446,23 +560,32 @@ static ptrdiff_t spread_by_three(const uint8_t *restrict mask, ptrdiff_t n, uint
     return i;
 }
 
-/* So many bytes for each of n marks, which are a step apart. */
+/* Loops that become vectors. */
+#define SPREAD(width) \
+    for (; i < n; i++) \
+        for (int j = 0; j < width; j++) \
+            keep[i * width + j] = (uint8_t)-(mask[i] != 0);
+
+/* So many bytes for each of n marks, which are a step apart. May write SPREAD_BYTES more. */
 static void spread_mask(const uint8_t *restrict mask, ptrdiff_t step, ptrdiff_t n, ptrdiff_t width,
                         uint8_t *restrict keep)
 {
-    ptrdiff_t done = step == 1 && width == 3 ? spread_by_three(mask, n, keep) : 0;
+    ptrdiff_t i = 0;
     if (step == 1 && width == 1) {
         SPREAD(1)
     } else if (step == 1 && width == 2) {
         SPREAD(2)
-    } else if (step == 1 && width == 3) {
-        SPREAD(3)
     } else if (step == 1 && width == 4) {
         SPREAD(4)
-    } else {
-        for (ptrdiff_t i = 0; i < n; i++)
-            memset(keep + i * width, mask[i * step] ? 255 : 0, (size_t)width);
+    } else if (step == 1 && width == 3) {
+        i = spread_by_three(mask, n, keep);
     }
+    for (; i < n && width <= SPREAD_BYTES; i++) {       /* the next one writes over it */
+        marks all = (marks){0} - (uint8_t)(mask[i * step] != 0);
+        memcpy(keep + i * width, &all, sizeof all);
+    }
+    for (; i < n; i++)
+        memset(keep + i * width, mask[i * step] ? 255 : 0, (size_t)width);
 }
 
 /* How many of n elements of so many bytes count. */

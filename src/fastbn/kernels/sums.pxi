@@ -8,6 +8,7 @@
 
 cdef enum:
     MOST_BYTES = 2 * PANEL
+    FULL_COLUMNS = 256
 
 
 cdef inline int bits_of_type(int dtype) noexcept nogil:
@@ -159,9 +160,11 @@ cdef void add_rows(const Image* image, const char* x, const char* keep, Py_ssize
                    const Panel* panel, Total* totals) noexcept nogil:
     # Rows of channels, `step` elements apart.
     cdef Py_ssize_t size = bits_of_type(image.dtype) // 8, rows = panel.rows, some, at, i
-    cdef Py_ssize_t pixels = 1
-    if step == panel.columns:       # without gaps: fill registers
-        pixels = maximum(1, minimum(rows, MOST_COLUMNS // panel.columns))
+    cdef Py_ssize_t pixels = 1, register = REGISTER_BYTES // size
+    if step == panel.columns:       # without gaps: fill one register, or nearly all of some
+        if register % panel.columns != 0:
+            register = FULL_COLUMNS
+        pixels = maximum(1, minimum(rows, register // panel.columns))
     for i in range(ceil_div(rows // pixels, MOST_ROWS)):
         some = minimum(MOST_ROWS, rows // pixels - i * MOST_ROWS)
         at = i * MOST_ROWS * pixels * step * size
@@ -175,7 +178,7 @@ cdef void add_rows(const Image* image, const char* x, const char* keep, Py_ssize
 
 cdef void add_panel(const Image* image, const Panel* panel, Total* totals) noexcept nogil:
     cdef char gathered[MOST_BYTES]
-    cdef char kept[MOST_BYTES]
+    cdef char kept[MOST_BYTES + SPREAD_BYTES]
     cdef const char* x = panel.x
     cdef const char* keep = NULL
     cdef Py_ssize_t step = row_step(image), n = panel.rows * panel.columns
