@@ -49,6 +49,11 @@ FLAGS = [
     DRIVER + flag
     for flag in ("-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-g0")
 ]
+# Clang makes fewer copies, and does not know these.
+IS_GCC = sys.platform == "linux" and "clang" not in (
+    os.environ.get("CC") or sysconfig.get_config_var("CC") or ""
+)
+FEW_COPIES = ["-fno-ipa-cp-clone", "-fno-unswitch-loops"] if IS_GCC else []
 OPENMP, OPENMP_LIBRARY = {
     # Apple's Clang has no library; Homebrew's is where no compiler looks.
     "darwin": (
@@ -109,7 +114,7 @@ def kernels(level: str, dtype: str) -> Extension:
             (f"FASTBN_ELEM_{dtype.upper()}", "1"),
             ("CYTHON_INLINE", "__attribute__((always_inline)) inline"),
         ],
-        extra_compile_args=FLAGS + LEVELS[level],
+        extra_compile_args=FLAGS + FEW_COPIES + LEVELS[level],
     )
 
 

@@ -240,12 +240,13 @@ def comparison(found: Results) -> str:
         for o in found.outcomes:
             if o.case.threads != number:
                 continue
-            case, these = o.case, [o.ratios[name] for name in names]
+            case, these = o.case, [o.ratios.get(name) for name in names]
             ratios[case.layout, case.op].append(these)
-            cells = [f"{ratio:.2f}" for ratio in these]
+            cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in these]
             rows.append([case.layout, case.op, _shape(o), _microseconds(o.seconds), *cells])
         for (layout, op), of in ratios.items():
-            means = map(_mean, zip(*of, strict=True))
+            # An operation has a ratio of each name, or of none.
+            means = ("" if None in column else _mean(column) for column in zip(*of, strict=True))
             rows.append([layout, op, "geometric mean", "", *means])
         texts.append(f"## {threads(number).capitalize()}\n\n{table(found, head, rows)}")
     return "\n\n".join(texts)

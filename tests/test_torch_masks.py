@@ -82,7 +82,7 @@ def test_derivatives_of_derivatives(op, activation):
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # in PyTorch itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # in PyTorch itself
 @pytest.mark.parametrize("op", OPS)
 def test_formulas_have_the_values_of_the_kernels(op):
     (x, weight, bias, residual), _ = given()

@@ -222,7 +222,7 @@ def test_errors_are_pytorchs(name):
         assert outcome() == expected
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # in PyTorch itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # in PyTorch itself
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_derivatives_and_transformations(norm):
     tensors, dy = given(norm, (3, 8, 5), None, (torch.float64, torch.float64))
