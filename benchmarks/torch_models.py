@@ -31,7 +31,7 @@ TORCHVISION = {
     "resnet18": 64, "resnext50_32x4d": 64, "wide_resnet50_2": 64, "mobilenet_v2": 64,
     "mobilenet_v3_small": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64, "densenet121": 64,
     "shufflenet_v2_x1_0": 64, "regnet_y_400mf": 64, "mnasnet1_0": 64, "vgg11_bn": 64,
-    "googlenet": 64, "inception_v3": 96, "convnext_tiny": 64, "swin_t": 64, "swin_v2_t": 64,
+    "googlenet": 64, "inception_v3": 299, "convnext_tiny": 64, "swin_t": 64, "swin_v2_t": 64,
     "vit_b_32": 224, "maxvit_t": 224,
     "segmentation.fcn_resnet50": 64, "segmentation.deeplabv3_mobilenet_v3_large": 64,
     "segmentation.lraspp_mobilenet_v3_large": 64,
@@ -156,7 +156,7 @@ def norms(model, x):
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            mine += node.name() == "Normalise"
+            mine += node.name().startswith("Normalise")
             theirs += node.name().startswith(("NativeBatchNorm", "NativeLayer", "NativeGroup"))
             waiting += [child for child, _ in node.next_functions]
     return mine, theirs
