@@ -172,10 +172,15 @@ def options(group, rank, split):
     np.testing.assert_allclose(running, one, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(found, own_y, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(gradient, own_dx, rtol=1e-9, atol=1e-9)
-    sync.batch_norm_forward(
+    # Of the first instances nothing counts: with some splits, of a whole rank.
+    mask = rng.random((12, 6)) < 0.5
+    mask[:7] = False
+    y, *_ = fastbn.batch_norm_forward(x, layout="NTC", mask=mask)
+    found, *_ = sync.batch_norm_forward(
         own, group=group, running_mean=running[0], running_var=running[1], layout="NTC",
-        update_running=False
+        mask=parts_of(mask, split)[rank], update_running=False
     )  # fmt: skip
+    np.testing.assert_allclose(found, parts_of(y, split)[rank], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(running, one, rtol=1e-10, atol=1e-10)
 
 

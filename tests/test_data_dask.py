@@ -67,7 +67,7 @@ def slow(block, pids):
     return block
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # distributed's own, of the worker that is gone
 def test_a_cluster_whose_worker_is_killed(tmp_path):
     pids = tmp_path / "pids"
     x = np.concatenate([X] * 8)

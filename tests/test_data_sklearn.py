@@ -19,7 +19,7 @@ RNG = np.random.default_rng(3)
 X = RNG.normal(5, 3, (60, 4))
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # the checks provoke some, and look at them themselves
 @parametrize_with_checks([ChannelScaler(), ChannelScaler(with_std=False)])
 def test_estimator_checks(estimator, check):
     check(estimator)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Training that began in PyTorch, Keras or Flax goes on here as it goes on there.
 
-Each framework where it is installed; PyTorch always, with FASTBN_REQUIRE_PEERS=1. Keras
+Each framework where it is installed; with FASTBN_REQUIRE_PEERS=1 none may be missing. Keras
 computes with PyTorch or JAX, whichever there is.
 """
 
@@ -18,19 +18,19 @@ from fastbn import dialects
 # Keras's own, on PyTorch, with NumPy 2.
 keras_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
+REQUIRED = os.environ.get("FASTBN_REQUIRE_PEERS") == "1"
 STEPS, RATE = 100, 0.05
 SHAPE = (8, 5, 5, 3)  # channels last
 
 
 def needs(*names):
     for name in names:
-        if name == "torch" and os.environ.get("FASTBN_REQUIRE_PEERS") == "1":
-            continue
-        pytest.importorskip(name)
+        if not REQUIRED:
+            pytest.importorskip(name)
 
 
 def use_keras():
-    if importlib.util.find_spec("keras") is None:
+    if importlib.util.find_spec("keras") is None and not REQUIRED:
         pytest.skip("needs keras")
     backend = next((b for b in ("torch", "jax") if importlib.util.find_spec(b)), None)
     if backend is None:

@@ -2,7 +2,7 @@
 """One OpenMP runtime in the process, beside libraries that bring one of their own.
 
 Of use where fastbn is an installed wheel (docs/wheels.md), true everywhere. Skipped for
-each library that is not installed; with FASTBN_REQUIRE_PEERS=1, PyTorch is not skipped.
+each library that is not installed; with FASTBN_REQUIRE_PEERS=1 that is a failure.
 """
 
 import importlib.util
@@ -37,7 +37,7 @@ SHARES = ["torch", "lightgbm"]
 
 
 def start(peer, order):
-    required = peer == "torch" and os.environ.get("FASTBN_REQUIRE_PEERS") == "1"
+    required = os.environ.get("FASTBN_REQUIRE_PEERS") == "1"
     if importlib.util.find_spec(peer) is None and not required:
         pytest.skip(f"no {peer} here")
     imports = {"first": f"{peer}, fastbn", "second": f"fastbn, {peer}"}[order]

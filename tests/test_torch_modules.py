@@ -4,6 +4,7 @@
 import copy
 import io
 import logging
+import os
 import pickle
 import warnings
 
@@ -350,11 +351,12 @@ def test_training_programs(program):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of what it would rather have used
 def test_onnx_and_fuse_modules():
     model = fastbn.torch.convert(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)).eval())
     fused_by_pytorch(model)
-    pytest.importorskip("onnx")
+    if os.environ.get("FASTBN_REQUIRE_PEERS") != "1":
+        pytest.importorskip("onnx")
     exported_to_onnx(model)
 
 

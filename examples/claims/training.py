@@ -81,7 +81,9 @@ def patches(size=8, count=400):
             left = 0 if part == 0 else width // 2
             rows = rng.integers(0, height - size, number)
             columns = left + rng.integers(0, width // 2 - size, number)
-            found = [photograph[r : r + size, c : c + size] for r, c in zip(rows, columns)]  # noqa: B905
+            found = [
+                photograph[r : r + size, c : c + size] for r, c in zip(rows, columns, strict=True)
+            ]
             images[part].append(np.stack(found))
             labels[part].append(np.full(number, label))
     images = _standardised([np.concatenate(part) for part in images])

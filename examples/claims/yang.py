@@ -69,7 +69,9 @@ def measure(quick):
     axes[1].legend(fontsize=8)
     report.titled(axes[1], "width 256, 24 layers", "batch size", "growth per layer")
     slope = np.median(found["batch norm"])
-    by_batch = ", ".join(f"{b}: {np.median(of):.3f}" for b, of in zip(batches, np.transpose(over)))  # noqa: B905
+    by_batch = ", ".join(
+        f"{b}: {np.median(of):.3f}" for b, of in zip(batches, np.transpose(over), strict=True)
+    )
     three = "{:.3f}".format
     findings = [
         Finding(

@@ -103,6 +103,12 @@ lengths : array_like of int, shape (N,), optional
 length_axis : str, optional
     The letter of `layout` along which `lengths` are. Not needed where there is one axis
     beside those of instances and channels.""",
+    "counted_tensors": """\
+mask : Tensor of bool, optional
+    Which elements count: of the shape of `input` without its channel axis, or 1 in place of
+    a size. The others enter no statistics, and the result is 0 there.
+lengths : Tensor of int, shape (N,), optional
+    In place of a mask, of an input (N, C, T): how many positions of each count, the first.""",
     # ---- what a layer is called with
     "layer_out": """\
 out : ndarray of the shape and dtype of `x`, optional

@@ -110,8 +110,8 @@ def _array_of_tensor(tensor: Any) -> np.ndarray[Any, Any]:
     tensor = tensor.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":
         bfloat16 = library("ml_dtypes", "bfloat16").bfloat16
-        return tensor.view(sys.modules["torch"].uint16).numpy().view(bfloat16)  # type: ignore
-    return tensor.numpy()  # type: ignore[no-any-return]
+        return tensor.view(sys.modules["torch"].uint16).numpy().view(bfloat16)
+    return tensor.numpy()
 
 
 def _parts_of_iterable(source: Iterable[Any], layout: str | None) -> Iterator[Part]:

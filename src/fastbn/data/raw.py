@@ -156,4 +156,5 @@ def open_npz(path: Path, name: str | None) -> tuple[RawArray, str]:
     member = _Member(path, f"{name}.npy")
     shape, fortran, dtype = _header(member)  # type: ignore[arg-type]
     offset = member.file.tell()
-    return RawArray(lambda: member, offset, dtype, shape, fortran), name  # type: ignore
+    raw = RawArray(lambda: member, offset, dtype, shape, fortran)  # type: ignore[arg-type,return-value]
+    return raw, name

@@ -202,10 +202,6 @@ cdef struct BlockOfRuns:
     Py_ssize_t length
 
 
-cdef inline bint runs_repeat(const BlockOfRuns* b) noexcept nogil:
-    return 1 < b.period < b.inner
-
-
 cdef Py_ssize_t count_in_block(const BlockOfRuns* b) noexcept nogil:
     cdef Py_ssize_t i, in_run, count = 0
     cdef const signed char* run

@@ -80,9 +80,7 @@ def normalize(
     >>> y.round(2).tolist()
     [[[-1.0, -0.20000000298023224]], [[-1.2000000476837158, 2.0]]]
     """
-    return binding.convert_image(  # type: ignore[no-any-return]
-        x, mean, std, layout, out_layout, max_value, dtype, out, False
-    )
+    return binding.convert_image(x, mean, std, layout, out_layout, max_value, dtype, out, False)
 
 
 def denormalize(
@@ -130,6 +128,4 @@ def denormalize(
     >>> fastbn.denormalize(y, 0.5, 0.5, layout="CN", max_value=255)
     array([[  0, 128, 255, 255,   0]], dtype=uint8)
     """
-    return binding.convert_image(  # type: ignore[no-any-return]
-        y, mean, std, layout, out_layout, max_value, dtype, out, True
-    )
+    return binding.convert_image(y, mean, std, layout, out_layout, max_value, dtype, out, True)

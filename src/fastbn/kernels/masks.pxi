@@ -8,7 +8,6 @@
 # May: select, copy. May not: add.
 
 cdef enum:
-    IN_L1 = 1024            # elements of a run; a whole number of row groups
     # Elements of copies, at most. A thread may have a stack of 128 KB, of which sums of float64
     # need most.
     ROWS_COPIED = 32768 / (sizeof(real) * sizeof(real))

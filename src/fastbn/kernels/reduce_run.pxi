@@ -3,6 +3,10 @@
 #
 # May: read the run. May not: know which run it is.
 
+cdef enum:
+    IN_L1 = 1024            # elements; a whole number of row groups
+
+
 cdef inline void reduce_chunk(const Run* chunk, Columns* columns, ptrdiff_t ahead, int size,
                               int terms, bint fresh) noexcept nogil:
     # As rows of RUN_COLUMNS, the last one perhaps a part. What they are added to is 0, if
@@ -32,15 +36,15 @@ cdef inline void reduce_chunk(const Run* chunk, Columns* columns, ptrdiff_t ahea
         store_sums(&sums, chunk.first + j, columns)
 
 
-cdef inline void reduce_chunk_of_run(const Run* run, const Run* chunk, Columns* columns,
-                                     const ReduceTuning* tuning, ptrdiff_t ahead, int terms,
+cdef inline void reduce_chunk_of_run(const Run* chunk, Columns* columns,
+                                     const ReduceTuning* tuning, int terms,
                                      bint fresh) noexcept nogil:
-    if terms & GRADIENTS and run.features.weight != NULL:
-        reduce_chunk(chunk, columns, ahead, ROWS, terms | WEIGHTED, fresh)
+    if terms & GRADIENTS and chunk.features.weight != NULL:
+        reduce_chunk(chunk, columns, tuning.ahead, ROWS, terms | WEIGHTED, fresh)
     elif tuning.group_rows == SMALL_GROUP:
         reduce_chunk(chunk, columns, 0, SMALL_GROUP, terms, fresh)
     else:
-        reduce_chunk(chunk, columns, ahead, ROWS, terms, fresh)
+        reduce_chunk(chunk, columns, tuning.ahead, ROWS, terms, fresh)
 
 
 cdef inline Run rest_of_run(const Run* run, Py_ssize_t n) noexcept nogil:
@@ -54,7 +58,7 @@ cdef inline void reduce_run(Run run, Columns* columns, const ReduceTuning* tunin
     while True:
         chunk = run
         chunk.length = minimum(IN_L1, run.length)
-        reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead, terms, fresh)
+        reduce_chunk_of_run(&chunk, columns, tuning, terms, fresh)
         if chunk.length == run.length:
             return
         run = rest_of_run(&run, IN_L1)
@@ -63,7 +67,7 @@ cdef inline void reduce_run(Run run, Columns* columns, const ReduceTuning* tunin
 
 cdef void reduce_masked_run(Run run, Columns* columns, const ReduceTuning* tuning, int terms,
                             bint fresh) noexcept nogil:
-    # A function of its own, for the sake of the stack.
+    # A function of its own: the code is long.
     cdef Run chunk
     cdef signed char repeated[IN_L1 + PADDING]
     while True:
@@ -71,14 +75,11 @@ cdef void reduce_masked_run(Run run, Columns* columns, const ReduceTuning* tunin
         chunk.length = minimum(IN_L1, run.length)
         chunk.mask = mask_of_chunk(&chunk, repeated)
         if terms == MOMENTS:
-            reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead, MOMENTS | MASKED,
-                                fresh)
+            reduce_chunk_of_run(&chunk, columns, tuning, MOMENTS | MASKED, fresh)
         elif terms & ACTIVATED:
-            reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead,
-                                GRADIENTS | ACTIVATED | MASKED, fresh)
+            reduce_chunk_of_run(&chunk, columns, tuning, GRADIENTS | ACTIVATED | MASKED, fresh)
         else:
-            reduce_chunk_of_run(&run, &chunk, columns, tuning, tuning.ahead, GRADIENTS | MASKED,
-                                fresh)
+            reduce_chunk_of_run(&chunk, columns, tuning, GRADIENTS | MASKED, fresh)
         if chunk.length == run.length:
             return
         run = rest_of_run(&run, IN_L1)

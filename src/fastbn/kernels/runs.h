@@ -18,6 +18,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "turn.h"
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -44,7 +46,7 @@ enum {
     MOST_COLUMNS = 512,         /* of `columns8` and `columns16` */
     MOST_ROWS = 16384,          /* of the same: so many squares of bytes fit in 31 bits */
     REGISTER_BYTES = RUN_BYTES,
-    SPREAD_BYTES = 16,
+    SPREAD_BYTES = 16,          /* that are written at a time, of a mask */
     BEFORE_OVERFLOW = 8192      /* registers of a run */
 };
 
@@ -114,17 +116,10 @@ PART bytes low_turns16(bytes a, bytes b)
 PART bytes high_turns16(bytes a, bytes b)
 { return (bytes)_mm256_unpackhi_epi16((__m256i)a, (__m256i)b); }
 #else
-PART bytes low_turns8(bytes a, bytes b)
-{ return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
-PART bytes high_turns8(bytes a, bytes b)
-{
-    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                   31);
-}
-PART bytes low_turns16(bytes a, bytes b)
-{ return (bytes)__builtin_shufflevector((words)a, (words)b, 0, 8, 1, 9, 2, 10, 3, 11); }
-PART bytes high_turns16(bytes a, bytes b)
-{ return (bytes)__builtin_shufflevector((words)a, (words)b, 4, 12, 5, 13, 6, 14, 7, 15); }
+PART bytes low_turns8(bytes a, bytes b) { return LOW8(a, b); }
+PART bytes high_turns8(bytes a, bytes b) { return HIGH8(a, b); }
+PART bytes low_turns16(bytes a, bytes b) { return (bytes)LOW16((words)a, (words)b); }
+PART bytes high_turns16(bytes a, bytes b) { return (bytes)HIGH16((words)a, (words)b); }
 #endif
 
 /* Four rows -> the four bytes of each column side by side: within each 16 columns, the first
@@ -162,7 +157,7 @@ PART void join_sums(Sums *to, Sums more)
 
 typedef struct {
     qwords sum;
-    dwords squares;
+    ints squares;
     bytes low, high;
 } Bytes;
 
@@ -172,52 +167,39 @@ typedef struct {
     shorts low, high;
 } Words;
 
-#if RUN_BYTES == 64
-/* The same by dot products, which not every CPU of this level has: squares less 128 times the
- * sum, since one factor is signed. A CPU is asked for each run. */
-#define DOTS __attribute__((target("avx512vnni")))
-#define HAS_DOTS __builtin_cpu_supports("avx512vnni")
-
-typedef struct {
-    ints sum, squares;
-    bytes low, high;
-} Dots;
-
-PART DOTS ints dot(ints sum, bytes a, bytes b)
-{ return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
-
-PART DOTS Dots no_dots(void) { return (Dots){{0}, {0}, ~(bytes){0}, {0}}; }
-
-PART DOTS void add_sums_dots(Dots *to, bytes v)
-{
-    to->sum = dot(to->sum, v, (bytes){0} + 1);
-    to->squares = dot(to->squares, v, v ^ 128);
-}
-
-PART DOTS void add_extremes_dots(Dots *to, bytes v, bytes kept)
-{
-    to->low = min8(to->low, v | ~kept);
-    to->high = max8(to->high, v);
-}
-#endif
-
 PART Bytes no_bytes(void) { return (Bytes){{0}, {0}, ~(bytes){0}, {0}}; }
 PART Words no_words(void)
 { return (Words){{0}, {0}, (shorts){0} + 32767, (shorts){0} + (int16_t)-32768}; }
 
 /* What is not kept is 0 in v. */
 
-PART void add_sums_bytes(Bytes *to, bytes v)
+PART void add_extremes8(bytes *low, bytes *high, bytes v, bytes kept)
 {
-    shorts even = (shorts)((words)v & 0xff), odd = (shorts)((words)v >> 8);
-    to->sum += sad(v);
-    to->squares += (dwords)madd(even, even) + (dwords)madd(odd, odd);
+    *low = min8(*low, v | ~kept);
+    *high = max8(*high, v);
 }
 
-PART void add_extremes_bytes(Bytes *to, bytes v, bytes kept)
+PART void add_extremes16(shorts *low, shorts *high, shorts v, shorts kept)
 {
-    to->low = min8(to->low, v | ~kept);
-    to->high = max8(to->high, v);
+    *low = min16(*low, v | (~kept & 32767));
+    *high = max16(*high, v | (~kept & (int16_t)-32768));
+}
+
+/* Sums, and sums of squares, of each four bytes. */
+
+PART ints sums_by_pairs(ints sum, bytes v)
+{ return sum + madd((shorts)(((words)v & 0xff) + ((words)v >> 8)), (shorts){0} + 1); }
+
+PART ints squares_by_pairs(ints squares, bytes v)
+{
+    shorts even = (shorts)((words)v & 0xff), odd = (shorts)((words)v >> 8);
+    return squares + madd(even, even) + madd(odd, odd);
+}
+
+PART void add_sums_bytes(Bytes *to, bytes v)
+{
+    to->sum += sad(v);
+    to->squares = squares_by_pairs(to->squares, v);
 }
 
 PART void add_sums_words(Words *to, shorts v)
@@ -227,21 +209,46 @@ PART void add_sums_words(Words *to, shorts v)
     to->squares += (squares & 0xffffffff) + (squares >> 32);
 }
 
-PART void add_extremes_words(Words *to, shorts v, shorts kept)
-{
-    to->low = min16(to->low, v | (~kept & 32767));
-    to->high = max16(to->high, v | (~kept & (int16_t)-32768));
-}
-
 PART void flush_bytes(Sums *to, const Bytes *from)
 {
     for (size_t i = 0; i < RUN_BYTES / 8; i++)
         to->sum += (int64_t)from->sum[i];
     for (size_t i = 0; i < RUN_BYTES / 4; i++)
+        to->squares += (uint64_t)from->squares[i];
+}
+
+PART void flush_words(Sums *to, const Words *from)
+{
+    for (size_t i = 0; i < RUN_BYTES / 4; i++)
+        to->sum += from->sum[i];
+    for (size_t i = 0; i < RUN_BYTES / 8; i++)
         to->squares += from->squares[i];
 }
 
-#ifdef HAS_DOTS
+#if RUN_BYTES == 64
+/* The same of bytes by dot products, which not every CPU of this level has: squares less 128
+ * times the sum, since one factor is signed. A CPU is asked for each run. */
+#define DOTS __attribute__((target("avx512vnni")))
+#define HAS_DOTS __builtin_cpu_supports("avx512vnni")
+
+typedef struct {
+    ints sum, squares;
+    bytes low, high;
+} Dots;
+
+PART DOTS Dots no_dots(void) { return (Dots){{0}, {0}, ~(bytes){0}, {0}}; }
+
+PART DOTS ints dot(ints sum, bytes a, bytes b)
+{ return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
+PART DOTS ints sums_by_dots(ints sum, bytes v) { return dot(sum, v, (bytes){0} + 1); }
+PART DOTS ints squares_by_dots(ints squares, bytes v) { return dot(squares, v, v ^ 128); }
+
+PART DOTS void add_sums_dots(Dots *to, bytes v)
+{
+    to->sum = sums_by_dots(to->sum, v);
+    to->squares = squares_by_dots(to->squares, v);
+}
+
 PART void flush_dots(Sums *to, const Dots *from)
 {
     int64_t sum = 0, squares = 0;
@@ -254,16 +261,8 @@ PART void flush_dots(Sums *to, const Dots *from)
 }
 #endif
 
-PART void flush_words(Sums *to, const Words *from)
-{
-    for (size_t i = 0; i < RUN_BYTES / 4; i++)
-        to->sum += from->sum[i];
-    for (size_t i = 0; i < RUN_BYTES / 8; i++)
-        to->squares += from->squares[i];
-}
-
-/* ---- runs: of one channel, or of three by turns. n elements; `rest` is what is left of a
- * register, in which `keep` leaves the other lanes out ---- */
+/* ---- runs: of one channel, or of three by turns. n elements; of what is left of a register,
+ * the other lanes are not kept ---- */
 
 #define EACH_THIRD(x) x, 0, 0, x, 0, 0, x, 0, 0, x, 0, 0, x, 0, 0, x, 0, 0
 static const uint8_t third8[72] = {EACH_THIRD(255), EACH_THIRD(255), EACH_THIRD(255),
@@ -281,11 +280,11 @@ PART shorts mask16(int c) { return load16(third16 + (3 - c) % 3); }
 #define LANES_OF(v, k, c) (v[k] & m[((c) + 3 - (k) * LANES % 3) % 3])
 #define PICK(v, c) (LANES_OF(v, 0, c) | LANES_OF(v, 1, c) | LANES_OF(v, 2, c))
 
-#define DEFINE_RUN(name, target, element, lane, vector, accumulator, plural, load_vector, mask) \
+#define DEFINE_RUN(name, target, bits, element, lane, vector, accumulator, plural) \
 PART target void add_##name(accumulator *to, vector v, vector kept) \
 { \
     add_sums_##plural(to, v & kept); \
-    add_extremes_##plural(to, v & kept, kept); \
+    add_extremes##bits(&to->low, &to->high, v & kept, kept); \
 } \
 PART void flush_extremes##name(Sums *to, vector low, vector high) \
 { \
@@ -310,7 +309,7 @@ PART target void some_of_run##name(const element *p, const element *keep, ptrdif
         accumulator a = no_##plural(); \
         end = n - i > BEFORE_OVERFLOW * (ptrdiff_t)LANES ? i + BEFORE_OVERFLOW * LANES : n; \
         for (; i + LANES <= end; i += LANES) \
-            add_##name(&a, load_vector(p + i) ^ flips, kept ? load_vector(keep + i) : all); \
+            add_##name(&a, load##bits(p + i) ^ flips, kept ? load##bits(keep + i) : all); \
         if (i < end) { \
             vector v = flips, k = {0}; \
             memcpy(&v, p + i, (size_t)(end - i) * sizeof(element)); \
@@ -339,7 +338,7 @@ PART target void add_thirds##name(accumulator *a, vector *v, const vector *kept,
     enum { LANES = sizeof(vector) / sizeof(element) }; \
     for (int k = 0; k < 3; k++) { \
         v[k] &= kept[k]; \
-        add_extremes_##plural(&a[k], v[k], kept[k]);    /* of all channels */ \
+        add_extremes##bits(&a[k].low, &a[k].high, v[k], kept[k]);   /* of all channels */ \
     } \
     for (int c = 0; c < 3; c++) \
         add_sums_##plural(&a[c], PICK(v, c)); \
@@ -350,7 +349,7 @@ PART target void some_of_thirds##name(const element *p, const element *keep, ptr
     enum { LANES = sizeof(vector) / sizeof(element) }; \
     const vector flips = (vector){0} + (lane)flip; \
     const vector all = (vector)~(bytes){0}; \
-    const vector m[3] = {mask(0), mask(1), mask(2)}; \
+    const vector m[3] = {mask##bits(0), mask##bits(1), mask##bits(2)}; \
     ptrdiff_t i = 0, end; \
     while (i < n) { \
         accumulator a[3] = {no_##plural(), no_##plural(), no_##plural()}; \
@@ -358,9 +357,9 @@ PART target void some_of_thirds##name(const element *p, const element *keep, ptr
         for (; i + 3 * LANES <= end; i += 3 * LANES) { \
             vector v[3], w[3] = {all, all, all}; \
             for (int k = 0; k < 3; k++) { \
-                v[k] = load_vector(p + i + k * LANES) ^ flips; \
+                v[k] = load##bits(p + i + k * LANES) ^ flips; \
                 if (kept) \
-                    w[k] = load_vector(keep + i + k * LANES); \
+                    w[k] = load##bits(keep + i + k * LANES); \
             } \
             add_thirds##name(a, v, w, m); \
         } \
@@ -395,10 +394,10 @@ target static void thirds##name(const element *p, const element *keep, ptrdiff_t
         some_of_thirds##name(p, keep, n, flip, to, 0); \
 }
 
-DEFINE_RUN(16, , uint16_t, int16_t, shorts, Words, words, load16, mask16)
-DEFINE_RUN(8_by_pairs, , uint8_t, uint8_t, bytes, Bytes, bytes, load8, mask8)
+DEFINE_RUN(16, , 16, uint16_t, int16_t, shorts, Words, words)
+DEFINE_RUN(8_by_pairs, , 8, uint8_t, uint8_t, bytes, Bytes, bytes)
 #ifdef HAS_DOTS
-DEFINE_RUN(8_by_dots, DOTS, uint8_t, uint8_t, bytes, Dots, dots, load8, mask8)
+DEFINE_RUN(8_by_dots, DOTS, 8, uint8_t, uint8_t, bytes, Dots, dots)
 #define RUN8(kind) (HAS_DOTS ? kind##8_by_dots : kind##8_by_pairs)
 #else
 #define RUN8(kind) kind##8_by_pairs
@@ -410,22 +409,6 @@ static void thirds8(const uint8_t *p, const uint8_t *keep, ptrdiff_t n, int flip
 { RUN8(thirds)(p, keep, n, flip, to); }
 
 /* ---- columns: of rows a step apart, each column by itself ---- */
-
-/* Each four bytes of a register are those of a column in four rows. */
-
-PART ints sums_by_pairs(ints sum, bytes v)
-{ return sum + madd((shorts)(((words)v & 0xff) + ((words)v >> 8)), (shorts){0} + 1); }
-
-PART ints squares_by_pairs(ints squares, bytes v)
-{
-    shorts even = (shorts)((words)v & 0xff), odd = (shorts)((words)v >> 8);
-    return squares + madd(even, even) + madd(odd, odd);
-}
-
-#ifdef HAS_DOTS
-PART DOTS ints sums_by_dots(ints sum, bytes v) { return dot(sum, v, (bytes){0} + 1); }
-PART DOTS ints squares_by_dots(ints squares, bytes v) { return dot(squares, v, v ^ 128); }
-#endif
 
 #define DEFINE_COLUMN_VECTOR(by, target, less) \
 PART target void some_of_column_vector8_##by(const uint8_t *p, const uint8_t *keep, \
@@ -441,8 +424,7 @@ PART target void some_of_column_vector8_##by(const uint8_t *p, const uint8_t *ke
             if (r + k < rows) { \
                 bytes some = kept ? load8(keep + (r + k) * step) : all; \
                 v[k] = (load8(p + (r + k) * step) ^ flips) & some; \
-                low = min8(low, v[k] | ~some); \
-                high = max8(high, v[k]); \
+                add_extremes8(&low, &high, v[k], some); \
             } \
         } \
         turn_fours(v, fours); \
@@ -494,8 +476,7 @@ PART void some_of_column_vector16(const uint16_t *p, const uint16_t *keep, ptrdi
         squares[1] += odd_squares & 0xffffffff;
         squares[2] += even_squares >> 32;
         squares[3] += odd_squares >> 32;
-        low = min16(low, some | (~k & 32767));
-        high = max16(high, some | (~k & (int16_t)-32768));
+        add_extremes16(&low, &high, some, k);
     }
     for (size_t i = 0; i < RUN_BYTES / 2; i++)
         to[i] = (Sums){sum[i % 2][i / 2], squares[i % 4][i / 4], low[i], high[i]};
@@ -545,7 +526,7 @@ typedef uint8_t marks __attribute__((vector_size(SPREAD_BYTES)));
 static ptrdiff_t spread_by_three(const uint8_t *restrict mask, ptrdiff_t n, uint8_t *restrict keep)
 {
     ptrdiff_t i = 0;
-    for (; i + 16 <= n; i += 16) {
+    for (; i + SPREAD_BYTES <= n; i += SPREAD_BYTES) {
         marks m, first, second, third;
         memcpy(&m, mask + i, sizeof m);
         m = (marks)(m != 0);
@@ -554,8 +535,8 @@ static ptrdiff_t spread_by_three(const uint8_t *restrict mask, ptrdiff_t n, uint
         third = __builtin_shufflevector(m, m, 10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14,
                                         15, 15, 15);
         memcpy(keep + 3 * i, &first, sizeof first);
-        memcpy(keep + 3 * i + 16, &second, sizeof second);
-        memcpy(keep + 3 * i + 32, &third, sizeof third);
+        memcpy(keep + 3 * i + SPREAD_BYTES, &second, sizeof second);
+        memcpy(keep + 3 * i + 2 * SPREAD_BYTES, &third, sizeof third);
     }
     return i;
 }

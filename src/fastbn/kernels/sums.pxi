@@ -8,7 +8,7 @@
 
 cdef enum:
     MOST_BYTES = 2 * PANEL
-    FULL_COLUMNS = 256
+    FULL_COLUMNS = 256      # of some pixels side by side: the last register is nearly full
 
 
 cdef inline int bits_of_type(int dtype) noexcept nogil:

@@ -54,11 +54,7 @@ def batch_norm(
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Of another shape or dtype, it is added as PyTorch adds
         it; the result is then what the addition gives.
-    mask : Tensor of bool, optional
-        Which elements count: of the shape of `input` without its channel axis, or 1 in place
-        of a size. The others enter no statistics, and the result is 0 there.
-    lengths : Tensor of int, shape (N,), optional
-        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
+    {counted_tensors}
 
     Returns
     -------
@@ -234,11 +230,7 @@ def group_norm(
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Of another shape or dtype, it is added as PyTorch adds
         it; the result is then what the addition gives.
-    mask : Tensor of bool, optional
-        Which elements count: of the shape of `input` without its channel axis, or 1 in place
-        of a size. The others enter no statistics, and the result is 0 there.
-    lengths : Tensor of int, shape (N,), optional
-        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
+    {counted_tensors}
 
     Returns
     -------
@@ -307,11 +299,7 @@ def instance_norm(
     residual : Tensor of the shape and dtype of `input`, optional
         Added before the activation. Of another shape or dtype, it is added as PyTorch adds
         it; the result is then what the addition gives.
-    mask : Tensor of bool, optional
-        Which elements count: of the shape of `input` without its channel axis, or 1 in place
-        of a size. The others enter no statistics, and the result is 0 there.
-    lengths : Tensor of int, shape (N,), optional
-        In place of a mask, of an input (N, C, T): how many positions of each count, the first.
+    {counted_tensors}
 
     Returns
     -------
