@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from numpy.typing import ArrayLike, NDArray
 
     from fastbn._types import Float64
@@ -79,16 +81,15 @@ def unit_of(dtype: np.dtype[Any], name: str) -> Any:
 
 
 def _merged_extremes(
-    a: NDArray[Any] | None, b: NDArray[Any] | None, empty: tuple[Bools, Bools], name: str
+    a: NDArray[Any] | None, b: NDArray[Any] | None, empty: tuple[Bools, Bools] | None, name: str
 ) -> NDArray[Any] | None:
     """Return the smaller or larger ones; NaN where either is, but not of what is empty."""
     if a is None or b is None:
         return None
-    dtype = np.result_type(a, b)
-    a, b = a.astype(dtype), b.astype(dtype)
-    merged = np.minimum(a, b) if name == "min" else np.maximum(a, b)
-    merged = np.where(empty[0], b, np.where(empty[1], a, merged))
-    merged[empty[0] & empty[1]] = unit_of(dtype, name)
+    merged: NDArray[Any] = np.minimum(a, b) if name == "min" else np.maximum(a, b)
+    if empty is not None:
+        merged = np.where(empty[0], b, np.where(empty[1], a, merged))
+        merged[empty[0] & empty[1]] = unit_of(merged.dtype, name)
     return merged
 
 
@@ -196,6 +197,15 @@ class BatchStats:
         if self.sum is not None and not (self.count % 1 == 0).all():
             raise ValueError(f"count: expected whole numbers with sums, got {self.count}")
 
+    @classmethod
+    def _of(cls, count: Float64, mean: Any, m2: Any, optional: dict[str, Any]) -> Self:
+        """Return an object of what is known to be right, with extremes and sums of its own."""
+        made = cls.__new__(cls)
+        made.count, made.mean, made.m2 = count, np.asarray(mean), np.asarray(m2)
+        for name, value in optional.items():
+            setattr(made, name, None if value is None else value.copy())
+        return made
+
     def var(self, ddof: float = 0) -> Float64:
         """Return the variance, ``M2 / (count - ddof)``; NaN where that has no value.
 
@@ -254,7 +264,7 @@ class BatchStats:
         count = self.count + other.count
         if optional["sum"] is not None:
             moments = moments_of_sums(count, optional["sum"], optional["sum_of_squares"])
-            return type(self)(count, *moments, **optional)
+            return self._of(count, *moments, optional)
         with np.errstate(all="ignore"):
             weight = other.count / count
             delta = other.mean - self.mean
@@ -268,7 +278,7 @@ class BatchStats:
         for empty, full in ((self.count == 0, other), (other.count == 0, self)):
             mean = np.where(empty, full.mean, mean)
             m2 = np.where(empty, full.m2, m2)
-        return type(self)(count, mean, m2, **optional)
+        return self._of(count, mean, m2, optional)
 
     def _optional(self) -> dict[str, Any]:
         """Return what a part may lack, as keywords."""
@@ -286,7 +296,9 @@ class BatchStats:
         merged: dict[str, Any] = {
             name: _merged_sums(a[name], b[name]) for name in ("sum", "sum_of_squares")
         }
-        empty = (self.count == 0, other.count == 0)
+        # Most parts have values everywhere; there are many merges.
+        everywhere = self.count.all() and other.count.all()
+        empty = None if everywhere else (self.count == 0, other.count == 0)
         for name in ("min", "max"):
             merged[name] = _merged_extremes(a[name], b[name], empty, name)
         return merged

@@ -13,8 +13,11 @@ from collections.abc import Iterator
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
 
-# Of a unit. It is read, then summed, while it is in the cache.
-WINDOW = 4 << 20
+# Of a unit of what lies as it is. It is read, then summed, while it is in the cache; of a file
+# the next one is read meanwhile.
+WINDOW = 2 << 20
+# Of chunks that are read together: some stores decode several at once.
+SEVERAL_CHUNKS = 8 << 20
 # What a chunk or a shard may have before it is read in parts.
 LARGEST_CHUNK = 64 << 20
 
@@ -31,7 +34,7 @@ def contiguous_block(shape: Shape, itemsize: int, limit: int = WINDOW) -> Shape:
     return tuple(block)
 
 
-def chunk_block(shape: Shape, chunks: Shape, itemsize: int, limit: int = WINDOW) -> Shape:
+def chunk_block(shape: Shape, chunks: Shape, itemsize: int, limit: int = SEVERAL_CHUNKS) -> Shape:
     """Return chunks put together, the last axis first, up to `limit` bytes; at least one."""
     block = [max(1, min(size, chunk)) for size, chunk in zip(shape, chunks, strict=True)]
     for axis in reversed(range(len(shape))):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Arrays that lie in a file as they are: .npy, members of .npz, uncompressed TIFF.
 
-They are read by windows into one buffer for each thread: mapping a file needs address space
-for all of it, and new memory for each window costs more than the reading.
+They are read by windows into two buffers of each thread, so that one may be counted while the
+other is read: mapping a file needs address space for all of it, and new memory for each window
+costs more than the reading.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ _local = threading.local()
 
 
 def _buffer(size: int) -> memoryview:
-    """Return `size` bytes of the thread's buffer, whose contents the next call ends."""
-    if len(getattr(_local, "buffer", b"")) < size:
-        _local.buffer = np.empty(size, np.uint8)
-    return memoryview(_local.buffer)[:size]
+    """Return `size` bytes of one of the thread's two buffers, taken in turns."""
+    last, other = getattr(_local, "buffers", (b"", b""))
+    if len(other) < size:
+        other = np.empty(size, np.uint8)
+    _local.buffers = other, last
+    return memoryview(other)[:size]
 
 
 class RawArray:
@@ -47,7 +50,7 @@ class RawArray:
         return block[::-1] if self.fortran else block
 
     def read(self, index: Index) -> NDArray[Any]:
-        """Return what an index selects; the next read of the thread may overwrite it."""
+        """Return what an index selects; the read after the next of the thread may overwrite it."""
         if self._is_run(index):
             return self._read_run(index)
         order = range(len(index))

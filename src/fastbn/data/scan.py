@@ -2,7 +2,8 @@
 """Statistics of a source: its units are counted by threads, and merged in their order.
 
 Decoders and kernels release the GIL, so that threads are enough. At most two units for each
-worker are under way. The arithmetic is `batch_stats` and `BatchStats`.
+worker are under way; of what lies in files as it is, a single worker counts one while the next
+is read. The arithmetic is `batch_stats` and `BatchStats`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fastbn._threads import get_num_threads, threads
 from fastbn.data._libraries import library
 from fastbn.data.blocks import Index
 from fastbn.data.opening import Source
-from fastbn.data.sources import Part, letters
+from fastbn.data.sources import Array, Part, letters
 from fastbn.functional import batch_stats
 from fastbn.functional.selection import checked_policy
 from fastbn.stats import BatchStats, unit_of
@@ -92,20 +93,30 @@ def checked_workers(workers: Any) -> int:
     return number
 
 
+Outcomes = Generator[tuple[Item, Callable[[], Result]], None, None]
+
+
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Generator[tuple[Item, Callable[[], Result]], None, None]:
+) -> Outcomes[Item, Result]:
     """Yield each item with what gives its result, or raises its error, in their order."""
-    if workers == 1:
-        for item in items:
-            yield item, lambda item=item: function(item)  # type: ignore[misc]
+    if workers > 1:
+        yield from in_threads(function, items, workers, 2 * workers)
         return
+    for item in items:
+        yield item, lambda item=item: function(item)  # type: ignore[misc]
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, under_way: int
+) -> Outcomes[Item, Result]:
+    """Do what `in_order` does by threads, which have at most so many items under way."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(workers, "fastbn.data")
     try:
         for item in items:
             waiting.append((item, pool.submit(function, item)))
-            if len(waiting) == 2 * workers:
+            if len(waiting) == under_way:
                 first, future = waiting.popleft()
                 yield first, future.result
         for first, future in waiting:
@@ -114,8 +125,13 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def shared_threads(workers: int) -> Any:
-    """Return a context in which the kernels' threads are shared out among the workers."""
+def shared_threads(workers: int, ahead: bool = False) -> Any:
+    """Return a context in which the kernels' threads are shared out among the workers.
+
+    One that reads `ahead` leaves a processor to what reads: idle threads of OpenMP spin.
+    """
+    if ahead:
+        return threads(max(1, get_num_threads() - 1))
     return nullcontext() if workers == 1 else threads(max(1, get_num_threads() // workers))
 
 
@@ -129,15 +145,20 @@ def bar(progress: bool, size: int | None) -> Any:
 # ---- counting
 
 
-def count(work: Work, options: Options) -> Counted:
-    """Return the statistics of a unit."""
+def read(work: Work) -> Array:
+    """Return the array of a unit; the read after the next of the thread may overwrite it."""
     part, unit = work
     try:
-        array = part.read(unit)
+        return part.read(unit)
     except (ImportError, MemoryError):
         raise
     except Exception as error:
         raise ValueError(f"{part.name}: {error}") from error
+
+
+def count(work: Work, array: Array, options: Options) -> Counted:
+    """Return the statistics of a unit."""
+    part, unit = work
     axis = part.axis_of(array)
     chosen = part.channels(unit)
     nodata = options.nodata
@@ -156,6 +177,17 @@ def count(work: Work, options: Options) -> Counted:
     whole = np.zeros(chosen[1], np.int64)
     whole[chosen[0]] = omitted
     return Counted(spread(stats, *chosen), whole)
+
+
+def counted_units(
+    works: Iterable[Work], options: Options, workers: int, ahead: bool
+) -> Outcomes[Work, Counted]:
+    """Yield each unit with what counts it; `ahead`: while a thread reads the next one."""
+    if not ahead:
+        yield from in_order(lambda work: count(work, read(work), options), works, workers)
+        return
+    for work, array in in_threads(read, works, 1, 2):
+        yield work, lambda work=work, array=array: count(work, array(), options)  # type: ignore[misc]
 
 
 def spread(stats: BatchStats, where: slice, channels: int) -> BatchStats:
@@ -274,14 +306,16 @@ def scan(
     parts = source.known()
     # What an iterable gives may be overwritten when it gives the next.
     workers = min(checked_workers(workers), workers if source.listed else 1)
+    # Decoders have Python to run, for which another thread would have to wait.
+    ahead = workers == 1 and bool(parts) and all(part.is_raw for part in parts)
     every = ((part, unit) for part in (parts or source.parts) for unit in part.units())
     mine: Iterable[Work] = itertools.islice(every, shard[0], None, shard[1])
     size = sum(part.nbytes for part in parts) // shard[1] if parts else None
     gatherer, inputs = Gatherer(skip_bad), []
     with (
-        shared_threads(workers),
+        shared_threads(workers, ahead),
         bar(progress, size) as shown,
-        closing(in_order(lambda work: count(work, options), mine, workers)) as counted,
+        closing(counted_units(mine, options, workers, ahead)) as counted,
     ):
         for (part, unit), outcome in counted:
             if source.listed and part is not gatherer.part:
@@ -292,7 +326,8 @@ def scan(
     gatherer.close()
     if not inputs and parts:
         first = parts[0]
-        nothing = nothing_of(count((first, next(iter(first.units()))), options))
+        work = first, next(iter(first.units()))
+        nothing = nothing_of(count(work, read(work), options))
         gatherer.totals[nothing.stats.mean.size] = Total(nothing)
     total = gatherer.only_total()
     kept = [part for part in inputs if part.name not in gatherer.skipped]

@@ -45,6 +45,7 @@ class Part:
     """What all parts have."""
 
     is_image = False
+    is_raw = False  # lies in a file as it is: reading it is waiting for the system
 
     def __init__(self, name: str, nbytes: int, path: Path | None = None) -> None:
         self.name, self.nbytes, self.path = name, nbytes, path
@@ -54,7 +55,7 @@ class Part:
         raise NotImplementedError
 
     def read(self, unit: Index | None) -> Array:
-        """Return the array of a unit; the next read of the thread may overwrite it."""
+        """Return the array of a unit; the read after the next of the thread may overwrite it."""
         raise NotImplementedError
 
     def axis_of(self, array: Array) -> int:
@@ -188,7 +189,9 @@ def converted(image: Any, mode: str | None) -> Any:
 def of_raw(name: str, raw: RawArray, layout: str | None, path: Path | None) -> ArrayPart:
     """Return the part of an array that lies in a file as it is."""
     axis = channel_axis(layout, raw.shape)
-    return ArrayPart(name, raw.shape, raw.dtype, raw.block(), axis, raw.read, path)
+    part = ArrayPart(name, raw.shape, raw.dtype, raw.block(), axis, raw.read, path)
+    part.is_raw = True
+    return part
 
 
 def of_array(name: str, array: Any, layout: str | None, path: Path | None = None) -> ArrayPart:

@@ -65,7 +65,7 @@ class Stack:
         return self.layout
 
     def read(self, index: Index) -> Array:
-        """Return what an index selects; the next read of the thread may overwrite it."""
+        """Return what an index selects; the read after the next of the thread may overwrite it."""
         part_index = index[self.join]
         first = int(np.searchsorted(self.starts, part_index.start, "right")) - 1
         last = max(first + 1, int(np.searchsorted(self.starts, part_index.stop, "left")))
