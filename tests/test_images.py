@@ -283,6 +283,19 @@ def test_levels_and_threads_agree(dtype, to):
         _threads.always_parallel(False)
 
 
+@pytest.mark.parametrize("to", ["float32", "bfloat16"])
+def test_a_result_below_normal_numbers(to):
+    x = np.tile(np.arange(3, dtype=np.uint8), (2, 20))
+    for digits in (30, 37, 40):
+
+        def result(digits=digits):
+            y = fastbn.normalize(x, 1 + 2.0**-digits, 2.0**88, layout="CN", dtype=dtype_of(to))
+            return y.astype(np.float64).tolist()
+
+        assert result()[0][1] == -(2.0 ** (-88 - digits))
+        assert_same(result)
+
+
 def test_past_the_cache():
     # Streamed, aligned or not; the cut of the batch does not matter.
     x = values((33, 224, 224, 3), "uint8")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastbn
-from fastbn import BatchStats, _threads
+from fastbn import BatchStats, _dispatch, _threads
 
 INTEGERS = ("uint8", "int8", "uint16", "int16")
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -145,6 +145,19 @@ def test_large_masked():
         assert members(fastbn.batch_stats(x, layout="NHWC", mask=some)) == exactly(x, 3, some)
     planes = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     assert members(fastbn.batch_stats(planes, mask=mask)) == exactly(x, 3, mask)
+
+
+@pytest.mark.parametrize("level", _dispatch.runnable())
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_masked_pixels_of_three(dtype, level):
+    # Registers of 16 to 64 pixels, panels of some thousand, and what is left over.
+    for n in (*range(1, 70), 127, 128, 129, 191, 193, 22000):
+        x = integers((n, 3), dtype, n)
+        mask = np.random.default_rng(n).random(n) < 0.6
+        for y, kept in ((x, mask), (x[:, ::-1], mask), (x[::-1], mask[::-1]), (x, mask & False)):
+            with _dispatch.using(level):
+                stats = fastbn.batch_stats(y, layout="NC", mask=kept)
+            assert members(stats) == exactly(y, 1, kept)
 
 
 def test_levels_and_threads_agree():

@@ -159,7 +159,7 @@ cdef cnp.ndarray numbers_of_channels(value, str name, Py_ssize_t channels, bint 
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected real numbers, got a masked array")
     try:
-        given = np.asarray(value)
+        given = value if cnp.PyArray_CheckExact(value) else np.asarray(value)
     except ValueError:
         raise ValueError(f"{name}: expected a number or shape ({channels},), "
                          f"got {value!r}") from None
@@ -237,7 +237,8 @@ def convert_image(x_, mean_, std_, layout, out_layout, max_value, dtype, out_, b
     if cnp.PyArray_SIZE(given) == 0:
         return out
     x = readable(given)
-    written = in_place = out if axes is None else np.asarray(out).transpose(np.argsort(axes))
+    written = in_place = out if axes is None else np.asarray(out).transpose(
+        [axes.index(i) for i in range(x.ndim)])
     if readable(in_place) is not in_place:
         written = new_converted(x, None, out_dtype)
     begin_image(&f, x, axis, FASTBN_DENORMALIZE if inverse else FASTBN_NORMALIZE)

@@ -238,16 +238,30 @@ cdef Py_ssize_t fitting(Py_ssize_t size, Py_ssize_t most) noexcept nogil:
     return some if some <= most else maximum(most // 64 * 64, 1 if most >= 64 else most)
 
 
-cdef void settle_panels(Image* image, bint chooses) noexcept nogil:
+cdef bint has_marked_thirds(const Image* image) noexcept nogil:
+    cdef const Nest* nest = &image.nest
+    cdef int last = nest.ndim - 1
+    return (table_for(image.dtype).elem_size == 1 and image.other != NULL
+            and image.nodata == NULL and nest.channel == last and nest.size[last] == 3
+            and nest.x[last] == 1 and nest.x[last - 1] == 3 and nest.other[last - 1] == 1)
+
+
+cdef void settle_panels(Image* image) noexcept nogil:
     # Few enough elements that a task has room for them, where they are gathered or scattered.
     cdef const Nest* nest = &image.nest
     cdef int last = nest.ndim - 1
     cdef Py_ssize_t rows = nest.size[last - 1], columns = nest.size[last], axis
     cdef bint by_channel = nest.channel == last, apart = nest.x[last] != 1
     cdef bint narrow = by_channel and columns < FULL_ROW and nest.x[last - 1] != columns
-    cdef Py_ssize_t most = PANEL if apart or narrow or chooses else DENSE_PANEL
+    cdef bint spreads = (image.other != NULL or image.nodata != NULL) and not image.marked_thirds
+    cdef Py_ssize_t most = PANEL if apart or narrow or spreads else DENSE_PANEL
     if image.conversion:
-        most = PANEL if apart or by_channel or nest.other[last] != 1 else 4 * PANEL
+        # Long runs: each may begin and end within a line of `out`.
+        most = 4 * PANEL
+        if nest.other[last] != 1 or (by_channel and nest.other[last - 1] != columns):
+            most = PANEL
+        elif apart:
+            most = maximum(PANEL, most // table_for(image.dtype).elem_size)
     if by_channel:
         image.panel_columns = fitting(columns, TABLE if image.conversion else MOST_CHANNELS)
         image.panel_rows = fitting(rows, most // image.panel_columns)
@@ -305,7 +319,8 @@ cdef int understand_image(Request* r) noexcept nogil:
         image.other = <char*>call.mask.data
         out = axes_of_tensor(call, &call.mask, gapless[1])
     settle_nest(r, &x, &out if image.other != NULL else NULL)
-    settle_panels(image, image.other != NULL or r.extras.nodata != NULL)
+    image.marked_thirds = not conversion and has_marked_thirds(image)
+    settle_panels(image)
     return FASTBN_OK
 
 

@@ -25,8 +25,14 @@
 #endif
 
 enum {
-    PIECE = 1024        /* elements that are converted before the next step: TABLE of images.pxd */
+    PIECE = 1024,       /* elements that are converted at most before the next step: TABLE of images.pxd */
+    CACHE_LINE = 64,
+    GATHERED = 8 * 4096 /* bytes: PANEL_BYTES of images.pxd */
 };
+
+/* Registers do not cross lines of the cache there. */
+typedef struct { char bytes[8 * PIECE]; } __attribute__((aligned(64))) PieceMemory;
+typedef struct { char bytes[GATHERED]; } __attribute__((aligned(64))) PanelMemory;
 
 /* ---- numbers of two parts, whose sum is meant: about 106 bits ---- */
 
@@ -121,13 +127,17 @@ static inline Split split_of(const double *k, ptrdiff_t step)
 
 /* ---- elements <-> float32, float64 ---- */
 
-static inline uint16_t to_bfloat16(float x)
+static inline uint16_t finite_to_bfloat16(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
-    /* A NaN must not become infinite, or carry. */
-    return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)0x7fc0
-                                            : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline uint16_t to_bfloat16(float x)
+{
+    /* Of a NaN the sum might be infinite, or carry. */
+    return x == x ? finite_to_bfloat16(x) : (uint16_t)0x7fc0;
 }
 
 static inline float of_bfloat16(uint16_t x)
@@ -299,14 +309,90 @@ static void apply(double *x, ptrdiff_t n, const double *k, ptrdiff_t kinds, int 
         apply_plainly(x, n, one, 1, 0);
 }
 
+/* The product is exact, and so all the same with one instruction or two. */
+#ifdef __FMA__
+#define EXACT_PRODUCT_AND(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define EXACT_PRODUCT_AND(a, b, c) ((a) * (b) + (c))
+#endif
+
+static inline float split_number(int32_t x, Split k)
+{
+    float d = (float)(x - k.mean);
+    return EXACT_PRODUCT_AND(d, k.first, d * k.rest + k.shift);
+}
+
+/* To halves sixteen at a time, where compilers do not find the instruction. Not every CPU of the
+ * level has that for bfloat16: it is asked for each run. It takes subnormal numbers for 0, and
+ * only the shift, which is y where x is the nearest integer to the mean, can be one. */
+#if defined(__AVX512F__)
+#define BFLOAT16_TARGET __attribute__((target("avx512bf16")))
+
+static inline __attribute__((always_inline)) __m512 split_numbers(__m512i x, Split k)
+{
+    __m512 d = _mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_set1_epi32(k.mean)));
+    __m512 small = _mm512_add_ps(_mm512_mul_ps(d, _mm512_set1_ps(k.rest)),
+                                 _mm512_set1_ps(k.shift));
+    return _mm512_fmadd_ps(d, _mm512_set1_ps(k.first), small);
+}
+
+#define SIXTEEN_uint8(x) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(x)))
+#define SIXTEEN_int8(x) _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(x)))
+#define SIXTEEN_uint16(x) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x)))
+#define SIXTEEN_int16(x) _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(x)))
+
+#define DEFINE_SPLIT_BY_SIXTEEN(name, type) \
+static ptrdiff_t sixteens_##name##_to_float16(const type *x, ptrdiff_t n, Split k, uint16_t *y) \
+{ \
+    ptrdiff_t i = 0; \
+    for (; i + 16 <= n; i += 16) { \
+        __m512 v = split_numbers(SIXTEEN_##name(x + i), k); \
+        _mm256_storeu_si256((__m256i *)(y + i), _mm512_cvtps_ph(v, 0)); \
+    } \
+    return i; \
+} \
+BFLOAT16_TARGET static ptrdiff_t sixteens_##name##_to_bfloat16(const type *x, ptrdiff_t n, \
+                                                               Split k, uint16_t *y) \
+{ \
+    ptrdiff_t i = 0; \
+    for (; i + 16 <= n; i += 16) { \
+        __m512 v = split_numbers(SIXTEEN_##name(x + i), k); \
+        _mm256_storeu_si256((__m256i *)(y + i), (__m256i)_mm512_cvtneps_pbh(v)); \
+    } \
+    return i; \
+}
+DEFINE_SPLIT_BY_SIXTEEN(uint8, uint8_t)
+DEFINE_SPLIT_BY_SIXTEEN(int8, int8_t)
+DEFINE_SPLIT_BY_SIXTEEN(uint16, uint16_t)
+DEFINE_SPLIT_BY_SIXTEEN(int16, int16_t)
+#define SIXTEENS(name, half, has) ((has) ? sixteens_##name##_to_##half(x, n, k, y) : 0)
+#define HAS_BFLOAT16 \
+    (__builtin_cpu_supports("avx512bf16") && (k.shift == 0 || fabsf(k.shift) >= 0x1p-126f))
+#else
+#define SIXTEENS(name, half, has) 0
+#define HAS_BFLOAT16 0
+#endif
+
 #define DEFINE_SPLIT(name, type) \
 static void split_##name(const void *from, ptrdiff_t n, Split k, float *y) \
 { \
     const type *x = (const type *)from; \
-    for (ptrdiff_t i = 0; i < n; i++) { \
-        float d = (float)((int32_t)x[i] - k.mean); \
-        y[i] = d * k.first + (d * k.rest + k.shift); \
-    } \
+    for (ptrdiff_t i = 0; i < n; i++) \
+        y[i] = split_number(x[i], k); \
+} \
+static void split_##name##_to_float16(const void *from, ptrdiff_t n, Split k, uint16_t *y) \
+{ \
+    const type *x = (const type *)from; \
+    float some[PIECE]; \
+    ptrdiff_t i = SIXTEENS(name, float16, 1); \
+    split_##name(x + i, n - i, k, some); \
+    floats_to_float16(some, y + i, n - i); \
+} \
+static void split_##name##_to_bfloat16(const void *from, ptrdiff_t n, Split k, uint16_t *y) \
+{ \
+    const type *x = (const type *)from; \
+    for (ptrdiff_t i = SIXTEENS(name, bfloat16, HAS_BFLOAT16); i < n; i++) \
+        y[i] = finite_to_bfloat16(split_number(x[i], k)); \
 } \
 static void splits_##name(const void *from, ptrdiff_t n, const float *k, ptrdiff_t kinds, float *y) \
 { \
@@ -314,7 +400,7 @@ static void splits_##name(const void *from, ptrdiff_t n, const float *k, ptrdiff
     const float *first = k, *rest = k + kinds, *shift = k + 2 * kinds, *mean = k + 3 * kinds; \
     for (ptrdiff_t i = 0; i < n; i++) { \
         float d = (float)x[i] - mean[i]; \
-        y[i] = d * first[i] + (d * rest[i] + shift[i]); \
+        y[i] = EXACT_PRODUCT_AND(d, first[i], d * rest[i] + shift[i]); \
     } \
 }
 DEFINE_SPLIT(uint8, uint8_t)
@@ -323,9 +409,16 @@ DEFINE_SPLIT(uint16, uint16_t)
 DEFINE_SPLIT(int16, int16_t)
 
 typedef void (*SplitRun)(const void *from, ptrdiff_t n, Split k, float *y);
+typedef void (*SplitRunToHalf)(const void *from, ptrdiff_t n, Split k, uint16_t *y);
 typedef void (*SplitsRun)(const void *from, ptrdiff_t n, const float *k, ptrdiff_t kinds, float *y);
 static const SplitRun split_as[TYPES + 1] = {
     NULL, NULL, NULL, NULL, NULL, split_uint8, split_int8, split_uint16, split_int16};
+static const SplitRunToHalf split_to_float16_as[TYPES + 1] = {
+    NULL, NULL, NULL, NULL, NULL, split_uint8_to_float16, split_int8_to_float16,
+    split_uint16_to_float16, split_int16_to_float16};
+static const SplitRunToHalf split_to_bfloat16_as[TYPES + 1] = {
+    NULL, NULL, NULL, NULL, NULL, split_uint8_to_bfloat16, split_int8_to_bfloat16,
+    split_uint16_to_bfloat16, split_int16_to_bfloat16};
 static const SplitsRun splits_as[TYPES + 1] = {
     NULL, NULL, NULL, NULL, NULL, splits_uint8, splits_int8, splits_uint16, splits_int16};
 
@@ -334,14 +427,14 @@ static const SplitsRun splits_as[TYPES + 1] = {
 #if defined(__x86_64__)
 static void copy_past_cache(char *to, const char *from, size_t size)
 {
-    size_t before = (0 - (size_t)to) & 63;
+    size_t before = (0 - (size_t)to) & (CACHE_LINE - 1);
     if (before >= size) {
         memcpy(to, from, size);
         return;
     }
     memcpy(to, from, before);
     to += before, from += before, size -= before;
-    for (; size >= 64; to += 64, from += 64, size -= 64) {
+    for (; size >= CACHE_LINE; to += CACHE_LINE, from += CACHE_LINE, size -= CACHE_LINE) {
 #if defined(__AVX512F__)
         _mm512_stream_si512((void *)to, _mm512_loadu_si512(from));
 #elif defined(__AVX__)

@@ -6,7 +6,22 @@
 # May: convert. May not: sum.
 
 cdef enum:
-    DIRECT = 4 * PANEL      # elements of a panel that need no gathering
+    SPLIT_KINDS = 4
+
+
+cdef void repeat_in_table(const Image* image) noexcept nogil:
+    # Behind the channels' coefficients, the same again, for rows of channels.
+    cdef Py_ssize_t i, kind
+    cdef double* k
+    cdef float* part
+    for kind in range(CONVERSION_KINDS):
+        k = image.coefficients + kind * image.table
+        for i in range(image.channels, image.table):
+            k[i] = k[i - image.channels]
+    for kind in range(SPLIT_KINDS if image.split else 0):
+        part = image.splits + kind * image.table
+        for i in range(image.channels, image.table):
+            part[i] = part[i - image.channels]
 
 
 cdef void fill_coefficients(Image* image) noexcept nogil:
@@ -17,17 +32,18 @@ cdef void fill_coefficients(Image* image) noexcept nogil:
     image.exact = image.out_dtype == FASTBN_FLOAT64
     image.split = (image.dtype >= FASTBN_UINT8 and not image.inverse
                    and image.out_dtype != FASTBN_FLOAT64)
-    for i in range(n):
-        c = image.first_channel + i % image.channels * image.channel_step
+    for i in range(image.channels):
+        c = image.first_channel + i * image.channel_step
         k = image.coefficients + i
         conversion_of(image.norm_mean[c], image.norm_std[c], image.max_value, image.inverse, k, n)
         image.exact &= is_usual(k, n)
         image.split &= can_split(k, n)
-    if image.split:
-        for i in range(n):
-            split = split_of(image.coefficients + i, n)
-            image.splits[i], image.splits[n + i] = split.first, split.rest
-            image.splits[2 * n + i], image.splits[3 * n + i] = split.shift, <float>split.mean
+    for i in range(image.channels if image.split else 0):
+        split = split_of(image.coefficients + i, n)
+        image.splits[i], image.splits[n + i] = split.first, split.rest
+        image.splits[2 * n + i], image.splits[3 * n + i] = split.shift, <float>split.mean
+    if channels_in_columns(image):
+        repeat_in_table(image)
     fp_leave(saved)
 
 
@@ -40,26 +56,39 @@ cdef inline Split split_at_channel(const Image* image, Py_ssize_t c) noexcept no
 
 
 cdef void convert_split(const Image* image, const char* x, Py_ssize_t n, Py_ssize_t channel,
-                        bint by_channel, char* to) noexcept nogil:
-    # Integers to a float type of at most 32 bits.
-    cdef float some[TABLE]
-    cdef bint wide = image.out_dtype == FASTBN_FLOAT32
-    cdef float* y = <float*>to if wide else some
-    if by_channel:
-        splits_as[image.dtype](x, n, image.splits + channel, image.table, y)
+                        char* to) noexcept nogil:
+    # Integers of one channel to a float type of at most 32 bits.
+    cdef Split split = split_at_channel(image, channel)
+    if image.out_dtype == FASTBN_FLOAT32:
+        split_as[image.dtype](x, n, split, <float*>to)
+    elif image.out_dtype == FASTBN_FLOAT16:
+        split_to_float16_as[image.dtype](x, n, split, <uint16_t*>to)
     else:
-        split_as[image.dtype](x, n, split_at_channel(image, channel), y)
+        split_to_bfloat16_as[image.dtype](x, n, split, <uint16_t*>to)
+
+
+cdef void convert_splits(const Image* image, const char* x, Py_ssize_t n, Py_ssize_t channel,
+                         char* to) noexcept nogil:
+    # The same of channels side by side.
+    cdef PieceMemory scratch
+    cdef bint wide = image.out_dtype == FASTBN_FLOAT32
+    cdef float* y = <float*>to if wide else <float*>scratch.bytes
+    splits_as[image.dtype](x, n, image.splits + channel, image.table, y)
     if image.out_dtype == FASTBN_FLOAT16:
-        floats_to_float16(some, <uint16_t*>to, n)
+        floats_to_float16(y, <uint16_t*>to, n)
     elif not wide:
-        floats_to_bfloat16(some, <uint16_t*>to, n)
+        floats_to_bfloat16(y, <uint16_t*>to, n)
 
 
 cdef void convert_piece(const Image* image, const char* x, Py_ssize_t n, Py_ssize_t channel,
                         bint by_channel, char* to) noexcept nogil:
-    cdef double some[TABLE]
+    cdef PieceMemory scratch
+    cdef double* some = <double*>scratch.bytes
     if image.split:
-        convert_split(image, x, n, channel, by_channel, to)
+        if by_channel:
+            convert_splits(image, x, n, channel, to)
+        else:
+            convert_split(image, x, n, channel, to)
         return
     unpack_as[image.dtype](x, n, some)
     apply(some, n, image.coefficients + channel, image.table, by_channel, image.exact)
@@ -70,19 +99,19 @@ cdef void convert_run(const Image* image, const char* x, Py_ssize_t n, Py_ssize_
                       bint by_channel, char* to, bint streaming) noexcept nogil:
     # n neighbours on both sides, of one channel, or each of the one after: after the last
     # in the table comes the first.
-    cdef double line[TABLE]
+    cdef PieceMemory line
     cdef Py_ssize_t size = size_of_type[image.dtype], out_size = size_of_type[image.out_dtype]
     cdef Py_ssize_t i = 0, some, most
     while i < n:
         most = TABLE
         if by_channel:
             most = image.table - channel
-        elif streaming:     # up to the end of a line
-            most = TABLE - (<size_t>(to + i * out_size) & 63) // out_size
+        elif <size_t>(to + i * out_size) % CACHE_LINE:      # up to the end of the line
+            most = (0 - <size_t>(to + i * out_size)) % CACHE_LINE // out_size
         some = minimum(n - i, minimum(most, TABLE))
         if streaming:
-            convert_piece(image, x + i * size, some, channel, by_channel, <char*>line)
-            copy_past_cache(to + i * out_size, <char*>line, some * out_size)
+            convert_piece(image, x + i * size, some, channel, by_channel, line.bytes)
+            copy_past_cache(to + i * out_size, line.bytes, some * out_size)
         else:
             convert_piece(image, x + i * size, some, channel, by_channel, to + i * out_size)
         i += some
@@ -119,21 +148,20 @@ cdef inline bint needs_scattering(const Image* image) noexcept nogil:
 
 
 cdef void convert_panel(const Image* image, const Panel* panel) noexcept nogil:
-    cdef double gathered[PANEL]
-    cdef double scattered[PANEL]
+    cdef PanelMemory gathered, scattered
     cdef const char* x = panel.x
     cdef Py_ssize_t step = row_step(image)
     cdef bint scatters = needs_scattering(image)
     if needs_gathering(image) or (scatters and step != panel.columns):
         gather(size_of_type[image.dtype], x, panel.rows, panel.columns, step, column_step(image),
-               gathered)
-        x, step = <char*>gathered, panel.columns
+               gathered.bytes)
+        x, step = gathered.bytes, panel.columns
     if not scatters:
         convert_rows(image, panel, x, step, panel.other, other_row_step(image), image.streaming)
         return
-    convert_rows(image, panel, x, step, <char*>scattered, panel.columns, False)
+    convert_rows(image, panel, x, step, scattered.bytes, panel.columns, False)
     scatter(size_of_type[image.out_dtype], panel.other, panel.rows, panel.columns,
-            other_row_step(image), other_column_step(image), scattered)
+            other_row_step(image), other_column_step(image), scattered.bytes)
 
 
 cdef void convert(const Image* image, Py_ssize_t begin, Py_ssize_t end,

@@ -9,7 +9,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 cdef enum:
     MOST_AXES = 66          # of NumPy, and two that may have to be there
-    PANEL = 4096            # elements that are gathered
+    PANEL = 4096            # elements that are gathered or scattered; of few bytes, more ...
+    PANEL_BYTES = 8 * PANEL     # ... but at most these
     TABLE = 1024            # channels' coefficients are repeated up to here
     FULL_ROW = 64           # channels that are summed where they lie, if rows are apart
     NOTHING = -1 << 30      # in the place of an integer that is left out
@@ -36,6 +37,7 @@ ctypedef struct Image:
     Py_ssize_t panels
     Py_ssize_t task_panels  # of a task
     # Statistics.
+    bint marked_thirds      # three bytes a pixel and a byte of the mask, both without gaps
     Py_ssize_t repeats      # elements that each stands for: where strides are 0
     const int32_t* nodata   # of each channel; NULL: nothing is left out
     void* totals            # of each worker and channel

@@ -19,7 +19,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.string cimport memset
 
 from fastbn cimport (
-    FASTBN_FLOAT16, FASTBN_FLOAT32, FASTBN_FLOAT64, FASTBN_INT8, FASTBN_UINT8, FASTBN_UINT16)
+    FASTBN_BFLOAT16, FASTBN_FLOAT16, FASTBN_FLOAT32, FASTBN_FLOAT64, FASTBN_INT8, FASTBN_UINT8,
+    FASTBN_UINT16)
 from fastbn.kernels.images cimport FULL_ROW, PANEL, TABLE, Image, ImageKernels, Nest
 
 cdef extern from "environment.h" nogil:
@@ -39,6 +40,8 @@ cdef extern from "runs.h" nogil:
     void run8(const uint8_t* p, const uint8_t* keep, Py_ssize_t n, int flip, Sums* to)
     void run16(const uint16_t* p, const uint16_t* keep, Py_ssize_t n, int flip, Sums* to)
     void thirds8(const uint8_t* p, const uint8_t* keep, Py_ssize_t n, int flip, Sums* to)
+    Py_ssize_t marked_thirds8(const uint8_t* p, const uint8_t* mask, Py_ssize_t n, int flip,
+                              Sums* to)
     void thirds16(const uint16_t* p, const uint16_t* keep, Py_ssize_t n, int flip, Sums* to)
     void columns8(const uint8_t* p, const uint8_t* keep, Py_ssize_t rows, Py_ssize_t columns,
                   Py_ssize_t step, int flip, Sums* to)
@@ -75,14 +78,22 @@ cdef extern from "convert.h" nogil:
     ctypedef void (*Unpack)(const void*, Py_ssize_t, double*) noexcept nogil
     ctypedef void (*Pack)(const double*, Py_ssize_t, void*) noexcept nogil
     ctypedef void (*SplitRun)(const void*, Py_ssize_t, Split, float*) noexcept nogil
+    ctypedef void (*SplitRunToHalf)(const void*, Py_ssize_t, Split, uint16_t*) noexcept nogil
     ctypedef void (*SplitsRun)(const void*, Py_ssize_t, const float*, Py_ssize_t,
                                float*) noexcept nogil
     enum:
+        CACHE_LINE
         CONVERSION_KINDS
+    ctypedef struct PieceMemory:
+        char bytes[1]
+    ctypedef struct PanelMemory:
+        char bytes[1]
     const uint8_t* size_of_type
     const Unpack* unpack_as
     const Pack* pack_as
     const SplitRun* split_as
+    const SplitRunToHalf* split_to_float16_as
+    const SplitRunToHalf* split_to_bfloat16_as
     const SplitsRun* splits_as
     void conversion_of(double mean, double std, double max_value, int inverse, double* k,
                        Py_ssize_t step)
@@ -110,7 +121,7 @@ cdef ImageKernels kernels
 
 cdef const ImageKernels* filled_kernels() noexcept nogil:
     kernels.total_size = sizeof(Total)
-    kernels.coefficient_kinds, kernels.split_kinds = CONVERSION_KINDS, 4
+    kernels.coefficient_kinds, kernels.split_kinds = CONVERSION_KINDS, SPLIT_KINDS
     kernels.begin_sums = begin_sums
     kernels.add_sums = add_sums
     kernels.merge_sums = merge_sums

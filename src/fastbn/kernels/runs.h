@@ -343,6 +343,17 @@ PART target void add_thirds##name(accumulator *a, vector *v, const vector *kept,
     for (int c = 0; c < 3; c++) \
         add_sums_##plural(&a[c], PICK(v, c)); \
 } \
+PART target void flush_thirds##name(Sums *to, const accumulator *a) \
+{ \
+    enum { LANES = sizeof(vector) / sizeof(element) }; \
+    const vector m[3] = {mask##bits(0), mask##bits(1), mask##bits(2)}; \
+    const vector low[3] = {a[0].low, a[1].low, a[2].low}; \
+    const vector high[3] = {a[0].high, a[1].high, a[2].high}; \
+    for (int c = 0; c < 3; c++) { \
+        flush_##plural(&to[c], &a[c]); \
+        flush_extremes##name(&to[c], PICK(low, c), PICK(high, c)); \
+    } \
+} \
 PART target void some_of_thirds##name(const element *p, const element *keep, ptrdiff_t n, \
                                       int flip, Sums *to, int kept) \
 { \
@@ -376,13 +387,7 @@ PART target void some_of_thirds##name(const element *p, const element *keep, ptr
             add_thirds##name(a, v, w, m); \
             i = end; \
         } \
-        for (int c = 0; c < 3; c++) \
-            flush_##plural(&to[c], &a[c]); \
-        for (int c = 0; c < 3; c++) { \
-            vector low[3] = {a[0].low, a[1].low, a[2].low}; \
-            vector high[3] = {a[0].high, a[1].high, a[2].high}; \
-            flush_extremes##name(&to[c], PICK(low, c), PICK(high, c)); \
-        } \
+        flush_thirds##name(to, a); \
     } \
 } \
 target static void thirds##name(const element *p, const element *keep, ptrdiff_t n, int flip, \
@@ -407,6 +412,111 @@ static void run8(const uint8_t *p, const uint8_t *keep, ptrdiff_t n, int flip, S
 { RUN8(run)(p, keep, n, flip, to); }
 static void thirds8(const uint8_t *p, const uint8_t *keep, ptrdiff_t n, int flip, Sums *to)
 { RUN8(thirds)(p, keep, n, flip, to); }
+
+/* ---- three channels by turns, and a byte of a mask for each three bytes: not 0 where they
+ * count. The mask is spread in registers ---- */
+
+#if RUN_BYTES == 64 && defined(__BMI2__)
+typedef __mmask64 Marks;
+
+/* From every third bit on, three alike. */
+PART uint64_t by_three(uint64_t bits, int first)
+{ return _pdep_u64(bits, (uint64_t)0x9249249249249249 << first) * 7; }
+PART Marks load_marks(const uint8_t *p)
+{ __m512i v = _mm512_loadu_si512(p); return _mm512_test_epi8_mask(v, v); }
+PART void spread_marks(Marks m, Marks *of)
+{
+    of[0] = by_three(m, 0);
+    of[1] = by_three(m >> 22, 2) | (m >> 21 & 1) * 3;   /* its first two bytes are of pixel 21 */
+    of[2] = by_three(m >> 43, 1) | (m >> 42 & 1);
+}
+PART ptrdiff_t count_of_marks(Marks m) { return __builtin_popcountll(m); }
+PART bytes marked(bytes v, Marks m) { return (bytes)_mm512_maskz_mov_epi8(m, (__m512i)v); }
+PART bytes min_of_marked(bytes low, bytes v, Marks m)
+{ return (bytes)_mm512_mask_min_epu8((__m512i)low, m, (__m512i)low, (__m512i)v); }
+#else
+typedef bytes Marks;
+
+#define THIRD(k, i) ((k) * RUN_BYTES + (i)) / 3
+#define FOUR_THIRDS(k, i) THIRD(k, i), THIRD(k, i + 1), THIRD(k, i + 2), THIRD(k, i + 3)
+#define THIRDS_FROM(k, i) \
+    FOUR_THIRDS(k, i), FOUR_THIRDS(k, i + 4), FOUR_THIRDS(k, i + 8), FOUR_THIRDS(k, i + 12)
+#if RUN_BYTES == 64
+#define THIRDS(k) THIRDS_FROM(k, 0), THIRDS_FROM(k, 16), THIRDS_FROM(k, 32), THIRDS_FROM(k, 48)
+#elif RUN_BYTES == 32
+#define THIRDS(k) THIRDS_FROM(k, 0), THIRDS_FROM(k, 16)
+#else
+#define THIRDS(k) THIRDS_FROM(k, 0)
+#endif
+
+PART Marks load_marks(const uint8_t *p) { return (bytes)(load8(p) != 0); }
+PART void spread_marks(Marks m, Marks *of)
+{
+    of[0] = __builtin_shufflevector(m, m, THIRDS(0));
+    of[1] = __builtin_shufflevector(m, m, THIRDS(1));
+    of[2] = __builtin_shufflevector(m, m, THIRDS(2));
+}
+PART ptrdiff_t count_of_marks(Marks m)
+{
+    qwords sums = sad(m & 1);
+    ptrdiff_t count = 0;
+    for (size_t i = 0; i < RUN_BYTES / 8; i++)
+        count += (ptrdiff_t)sums[i];
+    return count;
+}
+PART bytes marked(bytes v, Marks m) { return v & m; }
+PART bytes min_of_marked(bytes low, bytes v, Marks m) { return min8(low, v | ~m); }
+#endif
+
+#define DEFINE_MARKED(by, target, accumulator, plural) \
+PART target ptrdiff_t add_marked_##by(accumulator *a, const uint8_t *p, const uint8_t *mask, \
+                                      bytes flips, const bytes *m) \
+{ \
+    enum { LANES = RUN_BYTES }; \
+    Marks marks = load_marks(mask), of[3]; \
+    bytes v[3]; \
+    spread_marks(marks, of); \
+    for (int k = 0; k < 3; k++) { \
+        v[k] = marked(load8(p + k * LANES) ^ flips, of[k]); \
+        a[k].low = min_of_marked(a[k].low, v[k], of[k]);        /* of all channels */ \
+        a[k].high = max8(a[k].high, v[k]); \
+    } \
+    for (int c = 0; c < 3; c++) \
+        add_sums_##plural(&a[c], PICK(v, c)); \
+    return count_of_marks(marks); \
+} \
+target static ptrdiff_t marked_thirds8_##by(const uint8_t *p, const uint8_t *mask, ptrdiff_t n, \
+                                            int flip, Sums *to) \
+{ \
+    enum { LANES = RUN_BYTES }; \
+    const bytes flips = (bytes){0} + (uint8_t)flip, m[3] = {mask8(0), mask8(1), mask8(2)}; \
+    ptrdiff_t i = 0, end, count = 0; \
+    while (i < n) { \
+        accumulator a[3] = {no_##plural(), no_##plural(), no_##plural()}; \
+        end = n - i > BEFORE_OVERFLOW * (ptrdiff_t)LANES ? i + BEFORE_OVERFLOW * LANES : n; \
+        for (; i + LANES <= end; i += LANES) \
+            count += add_marked_##by(a, p + 3 * i, mask + i, flips, m); \
+        if (i < end) { \
+            uint8_t rest[3 * LANES] = {0}, marks[LANES] = {0}; \
+            memcpy(rest, p + 3 * i, (size_t)(3 * (end - i))); \
+            memcpy(marks, mask + i, (size_t)(end - i)); \
+            count += add_marked_##by(a, rest, marks, flips, m); \
+            i = end; \
+        } \
+        flush_thirds8_##by(to, a); \
+    } \
+    return count; \
+}
+
+DEFINE_MARKED(by_pairs, , Bytes, bytes)
+#ifdef HAS_DOTS
+DEFINE_MARKED(by_dots, DOTS, Dots, dots)
+#endif
+
+/* Of n pixels: how many count. */
+static ptrdiff_t marked_thirds8(const uint8_t *p, const uint8_t *mask, ptrdiff_t n, int flip,
+                                Sums *to)
+{ return RUN8(marked_thirds)(p, mask, n, flip, to); }
 
 /* ---- columns: of rows a step apart, each column by itself ---- */
 

@@ -2,7 +2,7 @@
 # Statistics of integers: sums of panels, for each worker and channel; and what they come to.
 #
 # A panel is one channel (a run), or rows of channels side by side. What lies apart is gathered.
-# With a mask or `nodata`, a mask of elements is made for the panel.
+# With a mask or `nodata`, a mask of elements is made for the panel, but for the most usual one.
 #
 # May: sum integers. May not: round, but at the end.
 
@@ -139,6 +139,22 @@ cdef void add_thirds(const Image* image, const char* x, const char* keep, Py_ssi
         add_to_total(total_at(image, totals, c), &sums[c])
 
 
+cdef void add_marked_thirds(const Image* image, const Panel* panel,
+                            Total* totals) noexcept nogil:
+    cdef Sums sums[3]
+    cdef Total* total
+    cdef Py_ssize_t count
+    cdef int c
+    for c in range(3):
+        sums[c] = no_sums(8)
+    count = marked_thirds8(<const uint8_t*>panel.x, <const uint8_t*>panel.other, panel.rows,
+                           flip_of(image.dtype), sums)
+    for c in range(3):
+        total = total_at(image, totals, c)
+        total.count += count
+        add_to_total(total, &sums[c])
+
+
 cdef void add_columns(const Image* image, const char* x, const char* keep, Py_ssize_t rows,
                       Py_ssize_t columns, Py_ssize_t step, const Panel* panel,
                       Total* totals) noexcept nogil:
@@ -184,6 +200,9 @@ cdef void add_panel(const Image* image, const Panel* panel, Total* totals) noexc
     cdef Py_ssize_t step = row_step(image), n = panel.rows * panel.columns
     cdef bint gaps = panel.rows > 1 and step != panel.columns
     cdef bint narrow = image.nest.size[image.nest.ndim - 1] < FULL_ROW
+    if image.marked_thirds:
+        add_marked_thirds(image, panel, totals)
+        return
     if column_step(image) != 1 or (gaps and (chooses(image) or narrow)):
         gather(bits_of_type(image.dtype) // 8, x, panel.rows, panel.columns, step,
                column_step(image), gathered)
