@@ -74,6 +74,22 @@ def test_bits_are_those_of_the_slices(level, dtype, shape, layout, size, fused):
     )) == bits(y)  # fmt: skip
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_past_the_cache_which_slices_fit_in(layout):
+    shape = (8, 30, 111, 113) if layout == "NCHW" else (8, 111, 113, 30)
+    x, dy = (batch(shape, "float32", seed) for seed in range(2))
+    weight, bias = np.linspace(0.5, 1.5, 30), np.linspace(-1, 1, 30)
+    y, mean, invstd = fastbn.batch_norm_forward(x, weight, bias, layout=layout, ghost_batch_size=3)
+    dx, *_ = fastbn.batch_norm_backward(
+        dy, x, mean, invstd, weight, layout=layout, ghost_batch_size=3
+    )
+    for i, part in enumerate(parts_of(x, layout, 3)):
+        one = fastbn.batch_norm_forward(x[part], weight, bias, layout=layout)
+        assert bits(y[part], mean[i], invstd[i]) == bits(*one)
+        of_x, *_ = fastbn.batch_norm_backward(dy[part], x[part], *one[1:], weight, layout=layout)
+        assert bits(dx[part]) == bits(of_x)
+
+
 @pytest.mark.parametrize("order", ["F", "sliced", "cropped", "reversed", "channels last"])
 def test_memory_orders_and_places(order, half):
     x = in_order(batch((5, 3, 4, 4), half), order)

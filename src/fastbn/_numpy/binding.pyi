@@ -72,14 +72,14 @@ def batch_forward(
     momentum: float, eps: float, layout: str | None, activation: str | None,
     negative_slope: float, only_y: bool, counted: Counting | None = None,
     num_features: int | None = None, prepared: Prepared | None = None, mode: int = 0,
-    exchange: Exchange | None = None, /
+    exchange: Exchange | None = None, whole: int = 0, /
 ) -> Any: ...
 def batch_backward(
     dy: NDArray, x: NDArray, mean: Kept | None, invstd: Kept, weight: Vector | None,
     bias: Vector | None, residual: NDArray | None, out: NDArray | None, training: bool,
     layout: str | None, activation: str | None, negative_slope: float, inverted: bool,
     counted: Counting | None = None, dresidual: NDArray | None = None, mode: int = 0,
-    exchange: Exchange | None = None, /
+    exchange: Exchange | None = None, whole: int = 0, /
 ) -> Any: ...
 def group_forward(
     x: NDArray, weight: Vector | None, bias: Vector | None, residual: NDArray | None,

@@ -242,12 +242,13 @@ def batch_statistics(x_, layout, counted=None, /):
 def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, out_, training_,
                   momentum, eps, layout, activation, negative_slope, bint only_y,
                   counted=None, num_features=None, Prepared prepared=None, int mode=MOVED,
-                  exchange=None, /):
+                  exchange=None, size_t whole=0, /):
     """Batch norm: return (y, mean, invstd), or y; `functional` has the documentation.
 
     For a layer: x must have `num_features` channels. What is `prepared` was made of
     these statistics and parameters, and is used in their place. `exchange`: x is a part of
-    a batch, and this is asked for the statistics of all of it (`compute_part`).
+    a batch, and this is asked for the statistics of all of it (`compute_part`). `whole`: the
+    bytes of the tensor that x is a slice of.
 
     In training, `mode` is one of those of `fastbn._numpy`. Where running statistics are held
     or unmoved, the result is (y, mean, invstd, values per channel, M2 or None).
@@ -265,7 +266,7 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
     f.call.momentum = checked_number(momentum, "momentum")
     f.call.eps = checked_number(eps, "eps")
     take_activation(&f, activation, negative_slope)
-    f.extras.part = exchange is not None
+    f.extras.part, f.extras.whole = exchange is not None, whole
     a.x, a.residual = x, checked_residual(residual_, x)
     take_mask(&f, a, counted, layout)
     a.weight = checked_vector(weight_, "weight", channels)
@@ -296,12 +297,12 @@ def batch_forward(x_, weight_, bias_, running_mean_, running_var_, residual_, ou
 
 def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, layout, activation,
                    negative_slope, bint inverted, counted=None, dresidual=None, int mode=MOVED,
-                   exchange=None, /):
+                   exchange=None, size_t whole=0, /):
     """Batch norm: return (dx, dweight, dbias); `functional` has the documentation.
 
     With `inverted`, x is what forward returned, and the vectors are those that take it
     for the x of a batch norm: `functional` makes them. `dresidual` is where its gradient
-    is written. In `mode` CHECKED nothing is. `exchange`: as in `batch_forward`.
+    is written. In `mode` CHECKED nothing is. `exchange`, `whole`: as in `batch_forward`.
     """
     cdef cnp.ndarray x = checked_array(x_, "x")
     cdef int axis = channel_axis(layout, x)
@@ -313,7 +314,7 @@ def batch_backward(dy, x_, mean, invstd, weight, bias, residual, out, training, 
              FASTBN_BACKWARD if checked_flag(training, "training") else FASTBN_BACKWARD_INFERENCE)
     f.call.channel_axis = axis
     f.extras.inverted = inverted
-    f.extras.part = exchange is not None
+    f.extras.part, f.extras.whole = exchange is not None, whole
     take_activation(&f, activation, negative_slope)
     a.take_inputs(x, checked_array(dy, "dy"), residual)
     take_mask(&f, a, counted, layout)

@@ -238,12 +238,16 @@ cdef Py_ssize_t fitting(Py_ssize_t size, Py_ssize_t most) noexcept nogil:
     return some if some <= most else maximum(most // 64 * 64, 1 if most >= 64 else most)
 
 
-cdef bint has_marked_thirds(const Image* image) noexcept nogil:
+cdef bint is_marked(const Image* image) noexcept nogil:
+    # Does the mask lie beside bytes, or beside three at a time, so that it need not be spread?
     cdef const Nest* nest = &image.nest
     cdef int last = nest.ndim - 1
-    return (table_for(image.dtype).elem_size == 1 and image.other != NULL
-            and image.nodata == NULL and nest.channel == last and nest.size[last] == 3
-            and nest.x[last] == 1 and nest.x[last - 1] == 3 and nest.other[last - 1] == 1)
+    if (table_for(image.dtype).elem_size != 1 or image.other == NULL or image.nodata != NULL
+            or nest.x[last] != 1):
+        return False
+    if nest.channel == last:
+        return nest.size[last] == 3 and nest.x[last - 1] == 3 and nest.other[last - 1] == 1
+    return nest.other[last] == 1
 
 
 cdef void settle_panels(Image* image) noexcept nogil:
@@ -253,7 +257,7 @@ cdef void settle_panels(Image* image) noexcept nogil:
     cdef Py_ssize_t rows = nest.size[last - 1], columns = nest.size[last], axis
     cdef bint by_channel = nest.channel == last, apart = nest.x[last] != 1
     cdef bint narrow = by_channel and columns < FULL_ROW and nest.x[last - 1] != columns
-    cdef bint spreads = (image.other != NULL or image.nodata != NULL) and not image.marked_thirds
+    cdef bint spreads = (image.other != NULL or image.nodata != NULL) and not image.marked
     cdef Py_ssize_t most = PANEL if apart or narrow or spreads else DENSE_PANEL
     if image.conversion:
         # Long runs: each may begin and end within a line of `out`.
@@ -319,7 +323,7 @@ cdef int understand_image(Request* r) noexcept nogil:
         image.other = <char*>call.mask.data
         out = axes_of_tensor(call, &call.mask, gapless[1])
     settle_nest(r, &x, &out if image.other != NULL else NULL)
-    image.marked_thirds = not conversion and has_marked_thirds(image)
+    image.marked = not conversion and is_marked(image)
     settle_panels(image)
     return FASTBN_OK
 

@@ -149,7 +149,8 @@ cdef void make_plan(Request* r) noexcept nogil:
     cut(&r.job.problem.view, r.kernels.elem_size, plan)
     plan.shares = count_shares(&r.job.problem, plan) if r.job.problem.view.features else 0
     plan.bytes = count_elements(&r.job.problem) * r.kernels.elem_size
-    plan.streaming = plan.bytes * count_tensors(&r.call) >= <size_t>(
+    cdef size_t whole = plan.bytes if r.extras.whole <= plan.bytes else r.extras.whole
+    plan.streaming = whole * count_tensors(&r.call) >= <size_t>(
         CACHE if r.workers > 1 else CACHE_OF_ONE)
     plan.by_tile = (r.job.problem.view.features and is_backward(&r.call)) or (
         r.job.problem.group == 1 and r.job.problem.training and not r.extras.part

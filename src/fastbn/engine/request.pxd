@@ -85,6 +85,7 @@ ctypedef struct Extras:
     int64_t* sums
     int64_t* counts
     bint part                   # batch norm: of the batch, others have the rest; `run_own`
+    size_t whole                # bytes of what x is a slice of: the cache has room for it, or not
 
 ctypedef struct Request:
     # What a call comes to.

@@ -263,6 +263,7 @@ def forward_otherwise(
     mode = MOVED if plain else HELD if moves else UNMOVED
     kept: tuple[Kept | None, Kept | None]
     kept = (running_mean, running_var) if moves else (None, None)
+    whole = x.nbytes
 
     def normalise(
         x: NDArray,
@@ -273,7 +274,7 @@ def forward_otherwise(
     ) -> Any:
         result = binding.batch_forward(
             x, weight, bias, running_mean, running_var, residual, out, True, *options,
-            WITH_STATISTICS, counted, None, None, mode, exchange
+            WITH_STATISTICS, counted, None, None, mode, exchange, whole
         )  # fmt: skip
         if not plain:
             y, mean, invstd, count, m2 = result

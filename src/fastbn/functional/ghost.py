@@ -154,7 +154,7 @@ def backward(
         residuals = (None, None) if residual is None else (residual[part], rest[0][part])
         return binding.batch_backward(
             dy[part], x[part], mean[i], invstd[i], weight, bias, residuals[0], dx[part],
-            *options, counts, residuals[1], MOVED, exchange
+            *options, counts, residuals[1], MOVED, exchange, x.nbytes
         )  # fmt: skip
 
     if not slices:

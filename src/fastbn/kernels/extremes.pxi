@@ -114,16 +114,10 @@ cdef void counted_row_extremes(const Job* job, const Block* block, Py_ssize_t ch
                                Extremes* e) noexcept nogil:
     # Of what counts in rows and short runs.
     cdef RowsCopy copy
-    cdef Py_ssize_t run = block.run, length = channels * block.length
-    cdef Py_ssize_t step = ceil_div(length, PADDING) * PADDING, most = ROWS_COPIED // step
-    cdef Matrix m = copied_matrix(copy.x, length, step)
+    cdef Copying next = copying_of(block, channel, channels, MOMENTS)
+    cdef Matrix m = copied_matrix(copy.x, next.length, next.step)
     while True:
-        if job.buffers.mask.period == 1:
-            m.rows = copy_counted_runs(job, block, channel, length, step, most, MOMENTS, &run,
-                                       &copy)
-        else:
-            m.rows = copy_masked_runs(job, block, channel, channels, step, most, MOMENTS, &run,
-                                      fill + first, &copy)
+        m.rows = copy_runs(job, &next, fill + first, &copy)
         if m.rows == 0:
             return
         matrix_extremes(&m, first, e)

@@ -37,7 +37,7 @@ ctypedef struct Image:
     Py_ssize_t panels
     Py_ssize_t task_panels  # of a task
     # Statistics.
-    bint marked_thirds      # three bytes a pixel and a byte of the mask, both without gaps
+    bint marked             # one or three bytes a pixel and a byte of the mask, without gaps
     Py_ssize_t repeats      # elements that each stands for: where strides are 0
     const int32_t* nodata   # of each channel; NULL: nothing is left out
     void* totals            # of each worker and channel

@@ -40,6 +40,7 @@ cdef extern from "runs.h" nogil:
     void run8(const uint8_t* p, const uint8_t* keep, Py_ssize_t n, int flip, Sums* to)
     void run16(const uint16_t* p, const uint16_t* keep, Py_ssize_t n, int flip, Sums* to)
     void thirds8(const uint8_t* p, const uint8_t* keep, Py_ssize_t n, int flip, Sums* to)
+    Py_ssize_t marked_run8(const uint8_t* p, const uint8_t* mask, Py_ssize_t n, int flip, Sums* to)
     Py_ssize_t marked_thirds8(const uint8_t* p, const uint8_t* mask, Py_ssize_t n, int flip,
                               Sums* to)
     void thirds16(const uint16_t* p, const uint16_t* keep, Py_ssize_t n, int flip, Sums* to)

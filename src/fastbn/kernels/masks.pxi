@@ -126,54 +126,76 @@ cdef Py_ssize_t choose_runs(const Job* job, Py_ssize_t run, Py_ssize_t end, Py_s
     return i
 
 
-cdef Py_ssize_t copy_counted_runs(const Job* job, const Block* block, Py_ssize_t channel,
-                                  Py_ssize_t length, Py_ssize_t step, Py_ssize_t most, int terms,
-                                  Py_ssize_t* run, RowsCopy* copy) noexcept nogil:
-    # The next runs of a block that count, at most so many, `length` elements of each. Returns
-    # how many these are; `run` is then past them. Meanwhile those are fetched that come then.
+cdef struct Copying:
+    # Of the runs of a block, some at a time, as rows of a matrix.
+    Py_ssize_t channel      # the first ...
+    Py_ssize_t length       # ... of these elements of a run
+    Py_ssize_t step         # from row to row of the copy
+    Py_ssize_t most         # rows at a time
+    Py_ssize_t run          # the next one ...
+    Py_ssize_t end          # ... before this one
+    int terms
+
+
+cdef inline Copying copying_of(const Block* block, Py_ssize_t channel, Py_ssize_t channels,
+                               int terms) noexcept nogil:
+    cdef Py_ssize_t length = channels * block.length, step = ceil_div(length, PADDING) * PADDING
+    return Copying(channel, length, step, ROWS_COPIED // step, block.run,
+                   block.run + block.runs, terms)
+
+
+cdef Py_ssize_t copy_counted_runs(const Job* job, Copying* next, RowsCopy* copy) noexcept nogil:
+    # Those that count. Meanwhile those are fetched that come then.
     cdef ChosenRuns now, then
     cdef Py_ssize_t i, at, end = job.problem.view.outer * job.problem.view.middle
-    run[0] = choose_runs(job, run[0], block.run + block.runs, most, &now)
+    cdef Py_ssize_t channel = next.channel, length = next.length
+    next.run = choose_runs(job, next.run, next.end, next.most, &now)
     if job.plan.bytes < LARGE:      # it is near
-        end = run[0]
-    choose_runs(job, run[0], minimum(end, run[0] + SEARCHED * now.count), now.count, &then)
+        end = next.run
+    choose_runs(job, next.run, minimum(end, next.run + SEARCHED * now.count), now.count, &then)
     for i in range(now.count):
         if i < then.count:
             at = then.first + then.at[i]
             fetch_row(job, &job.buffers.x, channel, length, at)
-            if terms != MOMENTS:
+            if next.terms != MOMENTS:
                 fetch_row(job, &job.buffers.dy, channel, length, at)
         at = now.first + now.at[i]
-        copy_row(job, &job.buffers.x, channel, length, at, copy.x + i * step)
-        if terms != MOMENTS:
-            copy_row(job, &job.buffers.dy, channel, length, at, copy.dy + i * step)
+        copy_row(job, &job.buffers.x, channel, length, at, copy.x + i * next.step)
+        if next.terms != MOMENTS:
+            copy_row(job, &job.buffers.dy, channel, length, at, copy.dy + i * next.step)
     return now.count
 
 
-cdef Py_ssize_t copy_masked_runs(const Job* job, const Block* block, Py_ssize_t channel,
-                                 Py_ssize_t channels, Py_ssize_t step, Py_ssize_t most, int terms,
-                                 Py_ssize_t* run, const real* pivot, RowsCopy* copy) noexcept nogil:
-    # The next runs of a block, at most so many, of some neighbouring channels, where the mask
-    # is set. Returns how many these are; `run` is then past them.
+cdef Py_ssize_t copy_masked_runs(const Job* job, Copying* next, const real* pivot,
+                                 RowsCopy* copy) noexcept nogil:
+    # All, with what the mask leaves out replaced.
     cdef const Mask* mask = &job.buffers.mask
     cdef signed char repeated[COLUMNS + PADDING]
     cdef elem fill[COLUMNS + PADDING]
     cdef elem zeros[PADDING]
     cdef const elem* instead = &zeros[0]
     cdef size_t instead_bits = WIDTH - 1
-    cdef Py_ssize_t i, row, length = channels * block.length
-    cdef Py_ssize_t rows = minimum(most, block.run + block.runs - run[0])
+    cdef Py_ssize_t i, run, rows = minimum(next.most, next.end - next.run)
     store(zeros, set1(0))
-    if terms == MOMENTS:
+    if next.terms == MOMENTS:
         instead, instead_bits = &fill[0], <size_t>-1
-        for i in range(step // WIDTH):
+        for i in range(next.step // WIDTH):
             store(fill + i * WIDTH, load_real(pivot + i * WIDTH))
-    for row in range(rows):
-        repeat_mask(mask.bytes + (run[0] + row) * mask.period, mask.period, 0, length, repeated)
-        select_elements(element(job, &job.buffers.x, channel, run[0] + row, 0), repeated, length,
-                        instead, instead_bits, copy.x + row * step)
-        if terms != MOMENTS:
-            select_elements(element(job, &job.buffers.dy, channel, run[0] + row, 0), repeated,
-                            length, zeros, WIDTH - 1, copy.dy + row * step)
-    run[0] += rows
+    for i in range(rows):
+        run = next.run + i
+        repeat_mask(mask.bytes + run * mask.period, mask.period, 0, next.length, repeated)
+        select_elements(element(job, &job.buffers.x, next.channel, run, 0), repeated, next.length,
+                        instead, instead_bits, copy.x + i * next.step)
+        if next.terms != MOMENTS:
+            select_elements(element(job, &job.buffers.dy, next.channel, run, 0), repeated,
+                            next.length, zeros, WIDTH - 1, copy.dy + i * next.step)
+    next.run += rows
     return rows
+
+
+cdef inline Py_ssize_t copy_runs(const Job* job, Copying* next, const real* pivot,
+                                 RowsCopy* copy) noexcept nogil:
+    # Returns how many rows the copy has: 0 at the end.
+    if job.buffers.mask.period == 1:
+        return copy_counted_runs(job, next, copy)
+    return copy_masked_runs(job, next, pivot, copy)

@@ -81,11 +81,12 @@ cdef void reduce_counted_pixels(const Job* job, const Block* block, Columns* col
     # Some of those that count at a time, side by side.
     cdef RowsCopy copy
     cdef ReduceTuning tuning = given[0]
-    cdef Py_ssize_t run = block.run, runs, channels = job.problem.view.channels
+    cdef Py_ssize_t runs, channels = job.problem.view.channels
+    cdef Copying next = copying_of(block, 0, channels, terms)
+    next.step, next.most = channels, ROWS_COPIED // channels // PIXELS * PIXELS
     tuning.ahead, tuning.rowwise = 0, False
     while True:
-        runs = copy_counted_runs(job, block, 0, channels, channels,
-                                 ROWS_COPIED // channels // PIXELS * PIXELS, terms, &run, &copy)
+        runs = copy_counted_runs(job, &next, &copy)
         if runs == 0:
             return
         reduce_adjacent_pixels(job, copy.x, copy.dy, runs, columns, &tuning, terms)
@@ -167,23 +168,17 @@ cdef void reduce_counted_rows(const Job* job, const Block* block, Py_ssize_t cha
     # Some rows at a time: those that count, or all, with what does not count replaced.
     cdef RowsCopy copy
     cdef ReduceTuning tuning = given[0]
-    cdef Py_ssize_t run = block.run, runs, length = channels * block.length
-    cdef Py_ssize_t step = ceil_div(length, PADDING) * PADDING
-    cdef Py_ssize_t at_once = ROWS_COPIED // step
+    cdef Copying next = copying_of(block, channel, channels, terms)
+    cdef Py_ssize_t runs
     cdef Inputs m
-    if at_once > ROWS:
-        at_once -= at_once % ROWS
+    if next.most > ROWS:
+        next.most -= next.most % ROWS
     tuning.ahead, tuning.rowwise = 0, False
     m.first = first
-    m.x = m.dy = copied_matrix(copy.x, length, step)
+    m.x = m.dy = copied_matrix(copy.x, next.length, next.step)
     m.dy.data = copy.dy
     while True:
-        if job.buffers.mask.period == 1:
-            runs = copy_counted_runs(job, block, channel, length, step, at_once, terms, &run,
-                                     &copy)
-        else:
-            runs = copy_masked_runs(job, block, channel, channels, step, at_once, terms, &run,
-                                    columns.pivot + first, &copy)
+        runs = copy_runs(job, &next, columns.pivot + first, &copy)
         if runs == 0:
             return
         m.x.rows = m.dy.rows = runs

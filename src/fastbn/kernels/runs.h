@@ -413,8 +413,8 @@ static void run8(const uint8_t *p, const uint8_t *keep, ptrdiff_t n, int flip, S
 static void thirds8(const uint8_t *p, const uint8_t *keep, ptrdiff_t n, int flip, Sums *to)
 { RUN8(thirds)(p, keep, n, flip, to); }
 
-/* ---- three channels by turns, and a byte of a mask for each three bytes: not 0 where they
- * count. The mask is spread in registers ---- */
+/* ---- one channel, or three by turns, and a byte of a mask for each pixel: not 0 where it counts.
+ * The mask is spread in registers ---- */
 
 #if RUN_BYTES == 64 && defined(__BMI2__)
 typedef __mmask64 Marks;
@@ -468,25 +468,27 @@ PART bytes marked(bytes v, Marks m) { return v & m; }
 PART bytes min_of_marked(bytes low, bytes v, Marks m) { return min8(low, v | ~m); }
 #endif
 
+/* `channels` is 1 or 3, and known to the compiler. */
 #define DEFINE_MARKED(by, target, accumulator, plural) \
 PART target ptrdiff_t add_marked_##by(accumulator *a, const uint8_t *p, const uint8_t *mask, \
-                                      bytes flips, const bytes *m) \
+                                      bytes flips, const bytes *m, int channels) \
 { \
     enum { LANES = RUN_BYTES }; \
-    Marks marks = load_marks(mask), of[3]; \
-    bytes v[3]; \
-    spread_marks(marks, of); \
-    for (int k = 0; k < 3; k++) { \
+    Marks marks = load_marks(mask), of[3] = {marks, marks, marks}; \
+    bytes v[3] = {{0}, {0}, {0}}; \
+    if (channels == 3) \
+        spread_marks(marks, of); \
+    for (int k = 0; k < channels; k++) { \
         v[k] = marked(load8(p + k * LANES) ^ flips, of[k]); \
         a[k].low = min_of_marked(a[k].low, v[k], of[k]);        /* of all channels */ \
         a[k].high = max8(a[k].high, v[k]); \
     } \
-    for (int c = 0; c < 3; c++) \
-        add_sums_##plural(&a[c], PICK(v, c)); \
+    for (int c = 0; c < channels; c++) \
+        add_sums_##plural(&a[c], channels == 3 ? PICK(v, c) : v[0]); \
     return count_of_marks(marks); \
 } \
-target static ptrdiff_t marked_thirds8_##by(const uint8_t *p, const uint8_t *mask, ptrdiff_t n, \
-                                            int flip, Sums *to) \
+PART target ptrdiff_t some_marked_##by(const uint8_t *p, const uint8_t *mask, ptrdiff_t n, \
+                                       int flip, Sums *to, int channels) \
 { \
     enum { LANES = RUN_BYTES }; \
     const bytes flips = (bytes){0} + (uint8_t)flip, m[3] = {mask8(0), mask8(1), mask8(2)}; \
@@ -495,18 +497,29 @@ target static ptrdiff_t marked_thirds8_##by(const uint8_t *p, const uint8_t *mas
         accumulator a[3] = {no_##plural(), no_##plural(), no_##plural()}; \
         end = n - i > BEFORE_OVERFLOW * (ptrdiff_t)LANES ? i + BEFORE_OVERFLOW * LANES : n; \
         for (; i + LANES <= end; i += LANES) \
-            count += add_marked_##by(a, p + 3 * i, mask + i, flips, m); \
+            count += add_marked_##by(a, p + channels * i, mask + i, flips, m, channels); \
         if (i < end) { \
             uint8_t rest[3 * LANES] = {0}, marks[LANES] = {0}; \
-            memcpy(rest, p + 3 * i, (size_t)(3 * (end - i))); \
+            memcpy(rest, p + channels * i, (size_t)(channels * (end - i))); \
             memcpy(marks, mask + i, (size_t)(end - i)); \
-            count += add_marked_##by(a, rest, marks, flips, m); \
+            count += add_marked_##by(a, rest, marks, flips, m, channels); \
             i = end; \
         } \
-        flush_thirds8_##by(to, a); \
+        if (channels == 3) { \
+            flush_thirds8_##by(to, a); \
+        } else { \
+            flush_##plural(to, a); \
+            flush_extremes8_##by(to, a[0].low, a[0].high); \
+        } \
     } \
     return count; \
-}
+} \
+target static ptrdiff_t marked_run8_##by(const uint8_t *p, const uint8_t *mask, ptrdiff_t n, \
+                                         int flip, Sums *to) \
+{ return some_marked_##by(p, mask, n, flip, to, 1); } \
+target static ptrdiff_t marked_thirds8_##by(const uint8_t *p, const uint8_t *mask, ptrdiff_t n, \
+                                            int flip, Sums *to) \
+{ return some_marked_##by(p, mask, n, flip, to, 3); }
 
 DEFINE_MARKED(by_pairs, , Bytes, bytes)
 #ifdef HAS_DOTS
@@ -514,6 +527,9 @@ DEFINE_MARKED(by_dots, DOTS, Dots, dots)
 #endif
 
 /* Of n pixels: how many count. */
+static ptrdiff_t marked_run8(const uint8_t *p, const uint8_t *mask, ptrdiff_t n, int flip,
+                             Sums *to)
+{ return RUN8(marked_run)(p, mask, n, flip, to); }
 static ptrdiff_t marked_thirds8(const uint8_t *p, const uint8_t *mask, ptrdiff_t n, int flip,
                                 Sums *to)
 { return RUN8(marked_thirds)(p, mask, n, flip, to); }

@@ -2,7 +2,7 @@
 # Statistics of integers: sums of panels, for each worker and channel; and what they come to.
 #
 # A panel is one channel (a run), or rows of channels side by side. What lies apart is gathered.
-# With a mask or `nodata`, a mask of elements is made for the panel, but for the most usual one.
+# With a mask or `nodata`, a mask of elements is made for the panel, but where it lies as bytes do.
 #
 # May: sum integers. May not: round, but at the end.
 
@@ -139,18 +139,22 @@ cdef void add_thirds(const Image* image, const char* x, const char* keep, Py_ssi
         add_to_total(total_at(image, totals, c), &sums[c])
 
 
-cdef void add_marked_thirds(const Image* image, const Panel* panel,
-                            Total* totals) noexcept nogil:
+cdef void add_marked(const Image* image, const Panel* panel, Total* totals) noexcept nogil:
+    # A run of one channel, or of three by turns, of which the mask says what counts.
+    cdef const uint8_t* x = <const uint8_t*>panel.x
+    cdef const uint8_t* mask = <const uint8_t*>panel.other
     cdef Sums sums[3]
     cdef Total* total
     cdef Py_ssize_t count
-    cdef int c
+    cdef int c, channels = 3 if channels_in_columns(image) else 1, flip = flip_of(image.dtype)
     for c in range(3):
         sums[c] = no_sums(8)
-    count = marked_thirds8(<const uint8_t*>panel.x, <const uint8_t*>panel.other, panel.rows,
-                           flip_of(image.dtype), sums)
-    for c in range(3):
-        total = total_at(image, totals, c)
+    if channels == 3:
+        count = marked_thirds8(x, mask, panel.rows, flip, sums)
+    else:
+        count = marked_run8(x, mask, panel.columns, flip, sums)
+    for c in range(channels):
+        total = total_at(image, totals, panel.channel + c)
         total.count += count
         add_to_total(total, &sums[c])
 
@@ -200,8 +204,8 @@ cdef void add_panel(const Image* image, const Panel* panel, Total* totals) noexc
     cdef Py_ssize_t step = row_step(image), n = panel.rows * panel.columns
     cdef bint gaps = panel.rows > 1 and step != panel.columns
     cdef bint narrow = image.nest.size[image.nest.ndim - 1] < FULL_ROW
-    if image.marked_thirds:
-        add_marked_thirds(image, panel, totals)
+    if image.marked:
+        add_marked(image, panel, totals)
         return
     if column_step(image) != 1 or (gaps and (chooses(image) or narrow)):
         gather(bits_of_type(image.dtype) // 8, x, panel.rows, panel.columns, step,
