@@ -263,7 +263,7 @@ def forward_otherwise(
     mode = MOVED if plain else HELD if moves else UNMOVED
     kept: tuple[Kept | None, Kept | None]
     kept = (running_mean, running_var) if moves else (None, None)
-    whole = x.nbytes
+    whole = 0  # bytes of what x is a slice of, once it has been checked
 
     def normalise(
         x: NDArray,
@@ -289,6 +289,7 @@ def forward_otherwise(
         x, weight, bias, kept[0], kept[1], residual, out, True, *options, ONLY_Y, counted, None,
         None, CHECKED, exchange
     )  # fmt: skip
+    whole = x.nbytes
     with ghost.unmoved_on_error(*kept):
         return ghost.forward(x, residual, y, layout, size, normalise, counted, exchange)
 

@@ -95,6 +95,12 @@ cdef void convert_piece(const Image* image, const char* x, Py_ssize_t n, Py_ssiz
     pack_as[image.out_dtype](some, n, to)
 
 
+cdef inline bint splits_past_cache(const Image* image, bint by_channel) noexcept nogil:
+    # Without a line in between.
+    return (image.split and not by_channel and image.out_dtype == FASTBN_FLOAT32
+            and split_past_cache_as[image.dtype] != NULL)
+
+
 cdef void convert_run(const Image* image, const char* x, Py_ssize_t n, Py_ssize_t channel,
                       bint by_channel, char* to, bint streaming) noexcept nogil:
     # n neighbours on both sides, of one channel, or each of the one after: after the last
@@ -109,7 +115,10 @@ cdef void convert_run(const Image* image, const char* x, Py_ssize_t n, Py_ssize_
         elif <size_t>(to + i * out_size) % CACHE_LINE:      # up to the end of the line
             most = (0 - <size_t>(to + i * out_size)) % CACHE_LINE // out_size
         some = minimum(n - i, minimum(most, TABLE))
-        if streaming:
+        if streaming and splits_past_cache(image, by_channel) and most == TABLE:
+            split_past_cache_as[image.dtype](x + i * size, some, split_at_channel(image, channel),
+                                             <float*>(to + i * out_size))
+        elif streaming:
             convert_piece(image, x + i * size, some, channel, by_channel, line.bytes)
             copy_past_cache(to + i * out_size, line.bytes, some * out_size)
         else:

@@ -93,6 +93,7 @@ cdef extern from "convert.h" nogil:
     const Unpack* unpack_as
     const Pack* pack_as
     const SplitRun* split_as
+    const SplitRun* split_past_cache_as
     const SplitRunToHalf* split_to_float16_as
     const SplitRunToHalf* split_to_bfloat16_as
     const SplitsRun* splits_as
