@@ -344,19 +344,24 @@ cdef Tensor new_statistics(Shape shape, int dtype, double** exact) noexcept nogi
     return part
 
 
-cdef Tensor rounded(const double* exact, int64_t n) noexcept nogil:
+cdef Tensor rounded(const double* exact, Shape shape) noexcept nogil:
     # A new tensor of float32; NULL: no memory.
-    cdef Tensor t = new_vector(FASTBN_FLOAT32, n)
+    cdef int64_t[MOST_AXES] strides
+    cdef Description like
+    cdef Tensor t
     cdef void* data = NULL
     cdef int64_t i
+    like.ndim, like.sizes = shape.ndim, <int64_t*>shape.sizes
+    strides_of(&like, False, strides)
+    t = new_tensor(FASTBN_FLOAT32, shape.ndim, shape.sizes, strides)
     if t == NULL or torch.data(t, &data):
         return t
-    for i in range(n):
+    for i in range(count_in(shape)):
         (<float*>data)[i] = <float>exact[i]
     return t
 
 
-cdef bint round_vector(Tensor t, int64_t n, int dtype, const double* exact) noexcept nogil:
+cdef bint round_vector(Tensor t, Shape shape, int dtype, const double* exact) noexcept nogil:
     # Half precision by PyTorch's own conversion.
     cdef Tensor single
     cdef void* data = NULL
@@ -366,19 +371,19 @@ cdef bint round_vector(Tensor t, int64_t n, int dtype, const double* exact) noex
         return True
     if dtype == FASTBN_FLOAT32:
         code = torch.data(t, &data)
-        for i in range(n if code == 0 else 0):
+        for i in range(count_in(shape) if code == 0 else 0):
             (<float*>data)[i] = <float>exact[i]
     else:
-        single = rounded(exact, n)
+        single = rounded(exact, shape)
         code = 1 if single == NULL else torch.copy(t, single, 0)
         drop(single)
     return code == 0
 
 
-cdef bint round_statistics(Tensor t, int64_t n, int dtype, const double* exact) noexcept nogil:
+cdef bint round_statistics(Tensor t, Shape shape, int dtype, const double* exact) noexcept nogil:
     if dtype != FASTBN_FLOAT64:
-        memcpy(<void*>(exact + n), &MARK, 8)
-    return round_vector(t, n, dtype, exact)
+        memcpy(<void*>(exact + count_in(shape)), &MARK, 8)
+    return round_vector(t, shape, dtype, exact)
 
 
 cdef const double* exact_statistics(Tensor t, const Description* d) noexcept nogil:
@@ -408,7 +413,7 @@ cdef bint rounds_to(const double* exact, const Description* d) noexcept nogil:
         return True
     again = new_vector(d.dtype, n)
     if again != NULL:
-        same = (round_vector(again, n, d.dtype, exact) and torch.data(again, &data) == 0
+        same = (round_vector(again, Shape(1, &n), d.dtype, exact) and torch.data(again, &data) == 0
                 and memcmp(data, d.data, n * size_of(d.dtype)) == 0)
         torch.delete(again)
     return same

@@ -64,8 +64,8 @@ cdef bint compute_forward(const Places* p, Value* stack, Forward* f,
     if not run(&c):
         return False
     if f.training:
-        round_statistics(results[1], shape.sizes[0], f.saved, c.mean)
-        round_statistics(results[2], shape.sizes[0], f.saved, c.invstd)
+        round_statistics(results[1], shape, f.saved, c.mean)
+        round_statistics(results[2], shape, f.saved, c.invstd)
         write_back(&f.running_mean)
         write_back(&f.running_var)
     return True

@@ -68,7 +68,6 @@ cdef void begin_instances(fastbn_call* c, const Instances* f) noexcept nogil:
 
 cdef bint compute_instances(Instances* f, double eps, Tensor* results) noexcept nogil:
     cdef fastbn_call c
-    cdef int64_t n = count_in(f.owners)
     cdef int saved = parameter_dtype(&f.x, &f.weight, &f.bias)
     begin_instances(&c, f)
     c.operation, c.eps = FASTBN_FORWARD, eps
@@ -79,8 +78,8 @@ cdef bint compute_instances(Instances* f, double eps, Tensor* results) noexcept 
             torch.data(results[0], &c.out.data)):
         return False
     c.out.strides = <const Py_ssize_t*>f.strides
-    return (run(&c) and round_statistics(results[1], n, saved, c.mean)
-            and round_statistics(results[2], n, saved, c.invstd))
+    return (run(&c) and round_statistics(results[1], f.owners, saved, c.mean)
+            and round_statistics(results[2], f.owners, saved, c.invstd))
 
 
 cdef bint differentiate_instances(Tensor dy, Tensor mean, Tensor invstd, Value output_mask,
