@@ -3,6 +3,7 @@
 
 import copy
 import io
+import shutil
 import warnings
 
 import pytest
@@ -124,6 +125,13 @@ def compiled():
     return step(torch.compile(network(), backend="aot_eager"))
 
 
+def compiled_by_inductor():
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor needs a C++ compiler")
+    torch._dynamo.reset()
+    return step(torch.compile(network()))
+
+
 def exported():
     return torch.export.export(network().eval(), (X,)).module()(X)
 
@@ -203,7 +211,8 @@ PROGRAMS = {
     f.__name__: f
     for f in (
         lowered, inference_mode, checkpointed, saved_on_cpu, hooked, parametrized, jvp, hessian,
-        per_sample, double_backward, compiled, exported, traced, scripted, traced_by_fx,
+        per_sample, double_backward, compiled, compiled_by_inductor,
+        exported, traced, scripted, traced_by_fx,
         fused_by_pytorch, folded_by_pytorch, statistics_anew, averaged, copied, shared,
         by_other_names,
     )
