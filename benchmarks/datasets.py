@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from fastbn import data
+from fastbn.data.blocks import WINDOW
 
 Row = tuple[str, str, float, int]
-WINDOW = 4 << 20
 
 
 def seconds(run: Callable[[], Any], times: int = 3) -> float:
@@ -203,6 +203,7 @@ SPARSE = """
 import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 from fastbn import data
+from fastbn.data.blocks import WINDOW
 def anonymous():
     with open("/proc/self/status") as file:
         return int(next(l for l in file if l.startswith("RssAnon")).split()[1])

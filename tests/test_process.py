@@ -211,7 +211,9 @@ def test_a_long_call_is_interrupted(threads):
 
 
 # The signal may come while the quota of processors is read, between opening a file and `with`.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+)
 @needs_signals
 @pytest.mark.parametrize("operation", ["training", "instances", "inference", "backward", "copies"])
 def test_an_interrupted_call_leaves_running_statistics_alone(operation):

@@ -159,7 +159,7 @@ cdef cnp.ndarray numbers_of_channels(value, str name, Py_ssize_t channels, bint 
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected real numbers, got a masked array")
     try:
-        given = value if cnp.PyArray_CheckExact(value) else np.asarray(value)
+        given = np.asarray(value)
     except ValueError:
         raise ValueError(f"{name}: expected a number or shape ({channels},), "
                          f"got {value!r}") from None

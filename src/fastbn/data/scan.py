@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -104,7 +105,7 @@ def in_order(
         yield from in_threads(function, items, workers, 2 * workers)
         return
     for item in items:
-        yield item, lambda item=item: function(item)  # type: ignore[misc]
+        yield item, partial(function, item)
 
 
 def in_threads(
@@ -156,9 +157,10 @@ def read(work: Work) -> Array:
         raise ValueError(f"{part.name}: {error}") from error
 
 
-def count(work: Work, array: Array, options: Options) -> Counted:
-    """Return the statistics of a unit."""
+def count(work: Work, given: Callable[[], Array], options: Options) -> Counted:
+    """Return the statistics of a unit, whose array is given on request."""
     part, unit = work
+    array = given()
     axis = part.axis_of(array)
     chosen = part.channels(unit)
     nodata = options.nodata
@@ -184,10 +186,10 @@ def counted_units(
 ) -> Outcomes[Work, Counted]:
     """Yield each unit with what counts it; `ahead`: while a thread reads the next one."""
     if not ahead:
-        yield from in_order(lambda work: count(work, read(work), options), works, workers)
+        yield from in_order(lambda work: count(work, partial(read, work), options), works, workers)
         return
-    for work, array in in_threads(read, works, 1, 2):
-        yield work, lambda work=work, array=array: count(work, array(), options)  # type: ignore[misc]
+    for work, given in in_threads(read, works, 1, 2):
+        yield work, partial(count, work, given, options)
 
 
 def spread(stats: BatchStats, where: slice, channels: int) -> BatchStats:
@@ -327,7 +329,7 @@ def scan(
     if not inputs and parts:
         first = parts[0]
         work = first, next(iter(first.units()))
-        nothing = nothing_of(count(work, read(work), options))
+        nothing = nothing_of(count(work, partial(read, work), options))
         gatherer.totals[nothing.stats.mean.size] = Total(nothing)
     total = gatherer.only_total()
     kept = [part for part in inputs if part.name not in gatherer.skipped]

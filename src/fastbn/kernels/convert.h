@@ -7,8 +7,8 @@
  * float32, as exactly: a is the sum of two numbers, the first of so few bits that its product
  * with an integer is exact. `exact`: to float64, in pairs of float64 numbers.
  *
- * May: loops over neighbours, which the compiler turns into vectors. May not: threads,
- * Python, strides, but in `gather`.
+ * May: loops over neighbours, which the compiler turns into vectors; registers of AVX-512, where
+ * it does not. May not: threads, Python, strides, but in `gather`.
  */
 #ifndef FASTBN_CONVERT_H
 #define FASTBN_CONVERT_H
@@ -27,7 +27,7 @@
 enum {
     PIECE = 1024,       /* elements that are converted at most before the next step: TABLE of images.pxd */
     CACHE_LINE = 64,
-    GATHERED = 8 * 4096 /* bytes: PANEL_BYTES of images.pxd */
+    GATHERED = 8 * 4096 /* bytes that are gathered or scattered: PANEL_BYTES of images.pxd */
 };
 
 /* Registers do not cross lines of the cache there. */
@@ -322,9 +322,10 @@ static inline float split_number(int32_t x, Split k)
     return EXACT_PRODUCT_AND(d, k.first, d * k.rest + k.shift);
 }
 
-/* Sixteen at a time: past the cache, and to halves, where compilers do not find the instruction. Not every CPU of the
- * level has that for bfloat16: it is asked for each run. It takes subnormal numbers for 0, and
- * only the shift, which is y where x is the nearest integer to the mean, can be one. */
+/* Sixteen at a time: past the cache, and to halves, where compilers do not find the instruction.
+ * Not every CPU of the level has that for bfloat16: it is asked for each run. It takes subnormal
+ * numbers for 0, and only the shift, which is y where x is the nearest integer to the mean, can
+ * be one. */
 #if defined(__AVX512F__)
 #define BFLOAT16_TARGET __attribute__((target("avx512bf16")))
 

@@ -108,14 +108,16 @@ cdef void convert_run(const Image* image, const char* x, Py_ssize_t n, Py_ssize_
     cdef PieceMemory line
     cdef Py_ssize_t size = size_of_type[image.dtype], out_size = size_of_type[image.out_dtype]
     cdef Py_ssize_t i = 0, some, most
+    cdef size_t before      # bytes up to the end of a line, if one has begun
     while i < n:
         most = TABLE
+        before = (0 - <size_t>(to + i * out_size)) % CACHE_LINE
         if by_channel:
             most = image.table - channel
-        elif <size_t>(to + i * out_size) % CACHE_LINE:      # up to the end of the line
-            most = (0 - <size_t>(to + i * out_size)) % CACHE_LINE // out_size
+        elif before > 0:
+            most = before // out_size
         some = minimum(n - i, minimum(most, TABLE))
-        if streaming and splits_past_cache(image, by_channel) and most == TABLE:
+        if streaming and before == 0 and splits_past_cache(image, by_channel):
             split_past_cache_as[image.dtype](x + i * size, some, split_at_channel(image, channel),
                                              <float*>(to + i * out_size))
         elif streaming:

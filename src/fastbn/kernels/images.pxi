@@ -21,12 +21,15 @@ from libc.string cimport memset
 from fastbn cimport (
     FASTBN_BFLOAT16, FASTBN_FLOAT16, FASTBN_FLOAT32, FASTBN_FLOAT64, FASTBN_INT8, FASTBN_UINT8,
     FASTBN_UINT16)
-from fastbn.kernels.images cimport FULL_ROW, PANEL, TABLE, Image, ImageKernels, Nest
+from fastbn.kernels.images cimport FULL_ROW, PANEL, PANEL_BYTES, TABLE, Image, ImageKernels, Nest
 
 cdef extern from "environment.h" nogil:
     ctypedef int fp_state
     fp_state fp_enter()
     void fp_leave(fp_state saved)
+
+cdef extern from "assertions.h" nogil:
+    void assert_constant(bint condition)
 
 cdef extern from "runs.h" nogil:
     enum:
@@ -85,6 +88,8 @@ cdef extern from "convert.h" nogil:
     enum:
         CACHE_LINE
         CONVERSION_KINDS
+        GATHERED
+        PIECE
     ctypedef struct PieceMemory:
         char bytes[1]
     ctypedef struct PanelMemory:
@@ -122,6 +127,8 @@ cdef ImageKernels kernels
 
 
 cdef const ImageKernels* filled_kernels() noexcept nogil:
+    assert_constant(PIECE == TABLE)
+    assert_constant(GATHERED == PANEL_BYTES)
     kernels.total_size = sizeof(Total)
     kernels.coefficient_kinds, kernels.split_kinds = CONVERSION_KINDS, SPLIT_KINDS
     kernels.begin_sums = begin_sums

@@ -27,7 +27,7 @@
 /* Helpers become part of the loops, which themselves are called. */
 #define PART static inline __attribute__((always_inline))
 
-#if defined(__AVX512F__) && defined(__AVX512BW__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__BMI2__) && defined(__x86_64__)
 #define RUN_BYTES 64
 #elif defined(__AVX2__)
 #define RUN_BYTES 32
@@ -416,7 +416,7 @@ static void thirds8(const uint8_t *p, const uint8_t *keep, ptrdiff_t n, int flip
 /* ---- one channel, or three by turns, and a byte of a mask for each pixel: not 0 where it counts.
  * The mask is spread in registers ---- */
 
-#if RUN_BYTES == 64 && defined(__BMI2__)
+#if RUN_BYTES == 64
 typedef __mmask64 Marks;
 
 /* From every third bit on, three alike. */
@@ -441,9 +441,7 @@ typedef bytes Marks;
 #define FOUR_THIRDS(k, i) THIRD(k, i), THIRD(k, i + 1), THIRD(k, i + 2), THIRD(k, i + 3)
 #define THIRDS_FROM(k, i) \
     FOUR_THIRDS(k, i), FOUR_THIRDS(k, i + 4), FOUR_THIRDS(k, i + 8), FOUR_THIRDS(k, i + 12)
-#if RUN_BYTES == 64
-#define THIRDS(k) THIRDS_FROM(k, 0), THIRDS_FROM(k, 16), THIRDS_FROM(k, 32), THIRDS_FROM(k, 48)
-#elif RUN_BYTES == 32
+#if RUN_BYTES == 32
 #define THIRDS(k) THIRDS_FROM(k, 0), THIRDS_FROM(k, 16)
 #else
 #define THIRDS(k) THIRDS_FROM(k, 0)

@@ -20,6 +20,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "assertions.h"
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -54,9 +56,6 @@ typedef float real;
 typedef int32_t real_bits;
 #define STORED_BYTES (VECTOR_BYTES / 2)
 #endif
-
-/* Fails to compile where it does not hold. */
-#define assert_constant(condition) _Static_assert(condition, #condition)
 
 typedef real lanes __attribute__((vector_size(VECTOR_BYTES)));
 typedef real_bits lane_bits __attribute__((vector_size(VECTOR_BYTES)));
